@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Types only: every header once, so that each C struct and enum has exactly one Go type. No program. */
+#include "lib/addr.h"
+#include "lib/config.h"
+#include "lib/drop.h"
+#include "lib/endpoint.h"
+#include "lib/flow.h"
+#include "lib/id.h"
+#include "lib/peer.h"
+#include "lib/service.h"
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+/* clang describes only types that something refers to. */
+struct {
+	enum drop_reason drop_reason;
+	enum counter counter;
+	enum endpoint_flag endpoint_flag;
+	enum peer_flag peer_flag;
+	enum frontend_class frontend_class;
+	enum service_verdict service_verdict;
+	enum service_flag service_flag;
+	enum backend_flag backend_flag;
+	enum target_kind target_kind;
+	enum flow_dir flow_dir;
+	struct tuple tuple;
+	struct target target;
+} vocabulary;

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package link makes and removes the kernel's network objects: links, addresses, routes, neighbours, filters and sysctls. It is the
+// only importer of netlink and knows nothing of Kubernetes.
+package link
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// Handle is a set of netlink sockets in one network namespace. It may be used by several goroutines at once.
+type Handle struct {
+	nl *netlink.Handle
+}
+
+// Open returns a handle in the namespace of the calling thread.
+func Open() (*Handle, error) {
+	nl, err := netlink.NewHandle()
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	return &Handle{nl: nl}, nil
+}
+
+// OpenAt returns a handle in the namespace that the open file descriptor names. The descriptor stays the caller's.
+func OpenAt(fd int) (*Handle, error) {
+	nl, err := netlink.NewHandleAt(netns.NsHandle(fd))
+	if err != nil {
+		return nil, fmt.Errorf("open netlink in namespace fd %d: %w", fd, err)
+	}
+	return &Handle{nl: nl}, nil
+}
+
+// Close releases the sockets.
+func (h *Handle) Close() { h.nl.Close() }
+
+// retry runs a dump again while the kernel says that the table changed under it (EINTR): the partial result is worthless.
+func retry[T any](dump func() (T, error)) (T, error) {
+	for i := 0; ; i++ {
+		v, err := dump()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || i == 20 {
+			return v, err
+		}
+	}
+}
