@@ -6,8 +6,10 @@
 #include "lib/endpoint.h"
 #include "lib/flow.h"
 #include "lib/id.h"
+#include "lib/layout.h"
 #include "lib/peer.h"
 #include "lib/service.h"
+#include "lib/sock.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -25,4 +27,5 @@ struct {
 	enum flow_dir flow_dir;
 	struct tuple tuple;
 	struct target target;
+	struct stale_socket stale_socket;
 } vocabulary;

@@ -13,6 +13,8 @@
  * verifier of a global function insists on (seen with clang 14 to 19). */
 #define STAGE __weak __attribute__((noinline))
 
+/* Words of several fields are written from the most significant bits down: {a:8, b:24, c:32} has a in bits 63 to 56. */
+
 /* Plain loads and stores of one aligned word that another CPU or the agent may change at any time. */
 #define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))

@@ -23,7 +23,7 @@ type LayoutAffinity struct {
 	Backend     uint32
 	Incarnation uint32
 	Last        uint32
-	Pad         uint32
+	Service     uint32
 }
 
 type LayoutAffinityKey struct {
@@ -52,6 +52,11 @@ const (
 	LayoutBackendFlagBACKEND_LOCAL    LayoutBackendFlag = 16
 	LayoutBackendFlagBACKEND_HOST     LayoutBackendFlag = 32
 )
+
+type LayoutBucket struct {
+	_ structs.HostLayout
+	W [8]uint64
+}
 
 type LayoutConfig struct {
 	_     structs.HostLayout
@@ -101,43 +106,46 @@ const (
 type LayoutDropReason uint32
 
 const (
-	LayoutDropReasonDROP_NONE             LayoutDropReason = 0
-	LayoutDropReasonDROP_ETHERNET_SHORT   LayoutDropReason = 1
-	LayoutDropReasonDROP_IPV4SHORT        LayoutDropReason = 2
-	LayoutDropReasonDROP_IPV4HEADER       LayoutDropReason = 3
-	LayoutDropReasonDROP_IPV6SHORT        LayoutDropReason = 4
-	LayoutDropReasonDROP_IPV6EXTENSION    LayoutDropReason = 5
-	LayoutDropReasonDROP_IPV6MAPPED       LayoutDropReason = 6
-	LayoutDropReasonDROP_PORTS_SHORT      LayoutDropReason = 7
-	LayoutDropReasonDROP_ENDPOINT_UNKNOWN LayoutDropReason = 8
-	LayoutDropReasonDROP_SPOOFED_MAC      LayoutDropReason = 9
-	LayoutDropReasonDROP_SPOOFED_ADDRESS  LayoutDropReason = 10
-	LayoutDropReasonDROP_TO_POD_UNKNOWN   LayoutDropReason = 11
-	LayoutDropReasonDROP_TO_POD_ADDRESS   LayoutDropReason = 12
-	LayoutDropReasonDROP_SERVICE_REFUSED  LayoutDropReason = 13
-	LayoutDropReasonDROP_SERVICE_NO_LOCAL LayoutDropReason = 14
-	LayoutDropReasonDROP_SERVICE_PORT     LayoutDropReason = 15
-	LayoutDropReasonDROP_SERVICE_BACKEND  LayoutDropReason = 16
-	LayoutDropReasonDROP_SERVICE_FRAGMENT LayoutDropReason = 17
-	LayoutDropReasonDROP_FLOW_FULL        LayoutDropReason = 18
-	LayoutDropReasonDROP_FLOW_BUCKETS     LayoutDropReason = 19
-	LayoutDropReasonDROP_FLOW_PORTS       LayoutDropReason = 20
-	LayoutDropReasonDROP_FLOW_RACE        LayoutDropReason = 21
-	LayoutDropReasonDROP_REWRITE          LayoutDropReason = 22
-	LayoutDropReasonDROP_CHECKSUM         LayoutDropReason = 23
-	LayoutDropReasonDROP_PEER_UNKNOWN     LayoutDropReason = 24
-	LayoutDropReasonDROP_TUNNEL_KEY       LayoutDropReason = 25
-	LayoutDropReasonDROP_OVERLAY_KEY      LayoutDropReason = 26
-	LayoutDropReasonDROP_OVERLAY_VNI      LayoutDropReason = 27
-	LayoutDropReasonDROP_OVERLAY_SOURCE   LayoutDropReason = 28
-	LayoutDropReasonDROP_OVERLAY_INNER    LayoutDropReason = 29
-	LayoutDropReasonDROP_OVERLAY_NO_POD   LayoutDropReason = 30
-	LayoutDropReasonDROP_TOO_BIG          LayoutDropReason = 31
-	LayoutDropReasonDROP_ICMP_ANSWER      LayoutDropReason = 32
-	LayoutDropReasonDROP_SOCK_REFUSED     LayoutDropReason = 33
-	LayoutDropReasonDROP_SOCK_NO_LOCAL    LayoutDropReason = 34
-	LayoutDropReasonDROP_SOCK_BACKEND     LayoutDropReason = 35
-	LayoutDropReasonDROP_REASON_MAX       LayoutDropReason = 36
+	LayoutDropReasonDROP_NONE               LayoutDropReason = 0
+	LayoutDropReasonDROP_ETHERNET_SHORT     LayoutDropReason = 1
+	LayoutDropReasonDROP_IPV4SHORT          LayoutDropReason = 2
+	LayoutDropReasonDROP_IPV4HEADER         LayoutDropReason = 3
+	LayoutDropReasonDROP_IPV6SHORT          LayoutDropReason = 4
+	LayoutDropReasonDROP_IPV6EXTENSION      LayoutDropReason = 5
+	LayoutDropReasonDROP_IPV6MAPPED         LayoutDropReason = 6
+	LayoutDropReasonDROP_PORTS_SHORT        LayoutDropReason = 7
+	LayoutDropReasonDROP_ENDPOINT_UNKNOWN   LayoutDropReason = 8
+	LayoutDropReasonDROP_SPOOFED_MAC        LayoutDropReason = 9
+	LayoutDropReasonDROP_SPOOFED_ADDRESS    LayoutDropReason = 10
+	LayoutDropReasonDROP_TO_POD_UNKNOWN     LayoutDropReason = 11
+	LayoutDropReasonDROP_TO_POD_ADDRESS     LayoutDropReason = 12
+	LayoutDropReasonDROP_SERVICE_REFUSED    LayoutDropReason = 13
+	LayoutDropReasonDROP_SERVICE_NO_LOCAL   LayoutDropReason = 14
+	LayoutDropReasonDROP_SERVICE_PORT       LayoutDropReason = 15
+	LayoutDropReasonDROP_SERVICE_BACKEND    LayoutDropReason = 16
+	LayoutDropReasonDROP_SERVICE_FRAGMENT   LayoutDropReason = 17
+	LayoutDropReasonDROP_FLOW_FULL          LayoutDropReason = 18
+	LayoutDropReasonDROP_FLOW_BUCKETS       LayoutDropReason = 19
+	LayoutDropReasonDROP_FLOW_PORTS         LayoutDropReason = 20
+	LayoutDropReasonDROP_FLOW_RACE          LayoutDropReason = 21
+	LayoutDropReasonDROP_REWRITE            LayoutDropReason = 22
+	LayoutDropReasonDROP_CHECKSUM           LayoutDropReason = 23
+	LayoutDropReasonDROP_SCTP_PORT          LayoutDropReason = 24
+	LayoutDropReasonDROP_PEER_UNKNOWN       LayoutDropReason = 25
+	LayoutDropReasonDROP_TUNNEL_KEY         LayoutDropReason = 26
+	LayoutDropReasonDROP_OVERLAY_KEY        LayoutDropReason = 27
+	LayoutDropReasonDROP_OVERLAY_VNI        LayoutDropReason = 28
+	LayoutDropReasonDROP_OVERLAY_SOURCE     LayoutDropReason = 29
+	LayoutDropReasonDROP_OVERLAY_INNER      LayoutDropReason = 30
+	LayoutDropReasonDROP_OVERLAY_NO_POD     LayoutDropReason = 31
+	LayoutDropReasonDROP_OVERLAY_LINK_SCOPE LayoutDropReason = 32
+	LayoutDropReasonDROP_OVERLAY_NOT_IP     LayoutDropReason = 33
+	LayoutDropReasonDROP_TOO_BIG            LayoutDropReason = 34
+	LayoutDropReasonDROP_ICMP_ANSWER        LayoutDropReason = 35
+	LayoutDropReasonDROP_SOCK_REFUSED       LayoutDropReason = 36
+	LayoutDropReasonDROP_SOCK_NO_LOCAL      LayoutDropReason = 37
+	LayoutDropReasonDROP_SOCK_BACKEND       LayoutDropReason = 38
+	LayoutDropReasonDROP_REASON_MAX         LayoutDropReason = 39
 )
 
 type LayoutEndpoint struct {
@@ -158,6 +166,28 @@ const (
 	LayoutEndpointFlagENDPOINT_LIVE          LayoutEndpointFlag = 1
 	LayoutEndpointFlagENDPOINT_SOCKET_LB_OFF LayoutEndpointFlag = 2
 )
+
+type LayoutFlow struct {
+	_                  structs.HostLayout
+	Word               uint64
+	Seen               [2]uint32
+	Orig               LayoutTuple
+	FwdKind            uint8
+	RevKind            uint8
+	Flags              uint8
+	Pad                [5]uint8
+	Xlat               LayoutTuple
+	Fwd                LayoutTarget
+	Rev                LayoutTarget
+	Reserved           uint64
+	Service            uint32
+	ServiceIncarnation uint32
+	Backend            uint32
+	BackendIncarnation uint32
+	Verdict            [2]uint64
+	PeerGeneration     [2]uint32
+	Reserved2          [3]uint64
+}
 
 type LayoutFlowDir uint32
 
@@ -214,6 +244,11 @@ const (
 	LayoutIdKindID_KIND_MAX LayoutIdKind = 4
 )
 
+type LayoutLayoutName struct {
+	_     structs.HostLayout
+	Bytes [16]uint8
+}
+
 type LayoutPeer struct {
 	_        structs.HostLayout
 	Word     uint64
@@ -259,6 +294,81 @@ const (
 	LayoutServiceVerdictVERDICT_DROP   LayoutServiceVerdict = 1
 )
 
+type LayoutSockOverflow struct {
+	_    structs.HostLayout
+	Pair struct {
+		_                  structs.HostLayout
+		Frontend           LayoutAddr
+		Backend            LayoutAddr
+		FrontendPort       uint16
+		BackendPort        uint16
+		Service            uint32
+		BackendId          uint32
+		BackendIncarnation uint32
+		Used               uint32
+		Pad                uint32
+	}
+	Cookie uint64
+}
+
+type LayoutSockOverflowKey struct {
+	_      structs.HostLayout
+	Addr   LayoutAddr
+	Cookie uint64
+	Port   uint16
+	Side   uint8
+	Pad    [5]uint8
+}
+
+type LayoutSockPairs struct {
+	_    structs.HostLayout
+	Pair [4]struct {
+		_                  structs.HostLayout
+		Frontend           LayoutAddr
+		Backend            LayoutAddr
+		FrontendPort       uint16
+		BackendPort        uint16
+		Service            uint32
+		BackendId          uint32
+		BackendIncarnation uint32
+		Used               uint32
+		Pad                uint32
+	}
+	Clock      uint32
+	Overflowed uint32
+	Reserved   [2]uint32
+}
+
+type LayoutSockPeer struct {
+	_    structs.HostLayout
+	Pair struct {
+		_                  structs.HostLayout
+		Frontend           LayoutAddr
+		Backend            LayoutAddr
+		FrontendPort       uint16
+		BackendPort        uint16
+		Service            uint32
+		BackendId          uint32
+		BackendIncarnation uint32
+		Used               uint32
+		Pad                uint32
+	}
+	Reserved [2]uint32
+}
+
+type LayoutStaleSocket struct {
+	_          structs.HostLayout
+	Local      LayoutAddr
+	Remote     LayoutAddr
+	Cookie     uint64
+	LocalPort  uint16
+	RemotePort uint16
+	Ifindex    uint32
+	Family     uint8
+	Destroyed  uint8
+	Pad        [6]uint8
+}
+
 type LayoutTarget struct {
 	_           structs.HostLayout
 	Id          uint32
@@ -296,14 +406,21 @@ const (
 	LayoutMapEndpointLinks = "endpoint_links"
 	LayoutMapEndpointNs    = "endpoint_ns"
 	LayoutMapEndpoints     = "endpoints"
+	LayoutMapFlowBuckets   = "flow_buckets"
+	LayoutMapFlowHints     = "flow_hints"
+	LayoutMapFlowSlots     = "flow_slots"
 	LayoutMapFrontends     = "frontends"
 	LayoutMapIds           = "ids"
 	LayoutMapIncarnations  = "incarnations"
+	LayoutMapLayouts       = "layouts"
 	LayoutMapPeerCidrs     = "peer_cidrs"
 	LayoutMapPeerNodes     = "peer_nodes"
 	LayoutMapPeers         = "peers"
 	LayoutMapServices      = "services"
 	LayoutMapSlots         = "slots"
+	LayoutMapSockOverflow  = "sock_overflow"
+	LayoutMapSockPairs     = "sock_pairs"
+	LayoutMapSockPeers     = "sock_peers"
 	LayoutVarCfg           = "cfg"
 	LayoutVarVocabulary    = "vocabulary"
 )
@@ -365,14 +482,21 @@ type LayoutMapSpecs struct {
 	EndpointLinks *ebpf.MapSpec `ebpf:"endpoint_links"`
 	EndpointNs    *ebpf.MapSpec `ebpf:"endpoint_ns"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	FlowBuckets   *ebpf.MapSpec `ebpf:"flow_buckets"`
+	FlowHints     *ebpf.MapSpec `ebpf:"flow_hints"`
+	FlowSlots     *ebpf.MapSpec `ebpf:"flow_slots"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
 	Ids           *ebpf.MapSpec `ebpf:"ids"`
 	Incarnations  *ebpf.MapSpec `ebpf:"incarnations"`
+	Layouts       *ebpf.MapSpec `ebpf:"layouts"`
 	PeerCidrs     *ebpf.MapSpec `ebpf:"peer_cidrs"`
 	PeerNodes     *ebpf.MapSpec `ebpf:"peer_nodes"`
 	Peers         *ebpf.MapSpec `ebpf:"peers"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
+	SockOverflow  *ebpf.MapSpec `ebpf:"sock_overflow"`
+	SockPairs     *ebpf.MapSpec `ebpf:"sock_pairs"`
+	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
 }
 
 // LayoutVariableSpecs contains global variables before they are loaded into the kernel.
@@ -412,14 +536,21 @@ type LayoutMaps struct {
 	EndpointLinks *ebpf.Map `ebpf:"endpoint_links"`
 	EndpointNs    *ebpf.Map `ebpf:"endpoint_ns"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	FlowBuckets   *ebpf.Map `ebpf:"flow_buckets"`
+	FlowHints     *ebpf.Map `ebpf:"flow_hints"`
+	FlowSlots     *ebpf.Map `ebpf:"flow_slots"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
 	Ids           *ebpf.Map `ebpf:"ids"`
 	Incarnations  *ebpf.Map `ebpf:"incarnations"`
+	Layouts       *ebpf.Map `ebpf:"layouts"`
 	PeerCidrs     *ebpf.Map `ebpf:"peer_cidrs"`
 	PeerNodes     *ebpf.Map `ebpf:"peer_nodes"`
 	Peers         *ebpf.Map `ebpf:"peers"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Slots         *ebpf.Map `ebpf:"slots"`
+	SockOverflow  *ebpf.Map `ebpf:"sock_overflow"`
+	SockPairs     *ebpf.Map `ebpf:"sock_pairs"`
+	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
 }
 
 func (m *LayoutMaps) Close() error {
@@ -433,14 +564,21 @@ func (m *LayoutMaps) Close() error {
 		m.EndpointLinks,
 		m.EndpointNs,
 		m.Endpoints,
+		m.FlowBuckets,
+		m.FlowHints,
+		m.FlowSlots,
 		m.Frontends,
 		m.Ids,
 		m.Incarnations,
+		m.Layouts,
 		m.PeerCidrs,
 		m.PeerNodes,
 		m.Peers,
 		m.Services,
 		m.Slots,
+		m.SockOverflow,
+		m.SockPairs,
+		m.SockPeers,
 	)
 }
 
