@@ -37,6 +37,7 @@ enum drop_reason {
 	/* rewrite.h */
 	DROP_REWRITE, /* packet could not be made writable */
 	DROP_CHECKSUM, /* checksum could not be updated */
+	DROP_SCTP_PORT, /* SCTP to another port: its CRC would have to be computed again */
 	/* encap.h, overlay.c */
 	DROP_PEER_UNKNOWN, /* overlay destination in no peer's pod CIDR */
 	DROP_TUNNEL_KEY, /* tunnel key could not be set */
@@ -44,7 +45,9 @@ enum drop_reason {
 	DROP_OVERLAY_VNI, /* arrived on the overlay with another VNI */
 	DROP_OVERLAY_SOURCE, /* outer source is no known peer */
 	DROP_OVERLAY_INNER, /* inner source is not in the sending peer's pod CIDRs */
-	DROP_OVERLAY_NO_POD, /* inner destination in the own pod CIDR without an endpoint */
+	DROP_OVERLAY_NO_POD, /* inner destination that is neither a pod here nor the node's overlay address */
+	DROP_OVERLAY_LINK_SCOPE, /* multicast or link-local from the stack to the overlay */
+	DROP_OVERLAY_NOT_IP, /* neither IPv4 nor IPv6 from the stack to the overlay */
 	/* icmp.h */
 	DROP_TOO_BIG, /* larger than the way: answered by fragmentation needed or packet too big */
 	DROP_ICMP_ANSWER, /* an answer could not be built */
@@ -52,6 +55,7 @@ enum drop_reason {
 	DROP_SOCK_REFUSED, /* connect or sendmsg to a Service without endpoint: ECONNREFUSED */
 	DROP_SOCK_NO_LOCAL, /* the same under traffic policy Local: EHOSTUNREACH */
 	DROP_SOCK_BACKEND, /* chosen backend vanished between two reads */
+	DROP_SCRATCH, /* the hook's scratch element is missing: cannot happen, the verifier asks */
 	DROP_REASON_MAX,
 };
 

@@ -8,6 +8,7 @@
 
 #include "addr.h"
 #include "map.h"
+#include "target.h"
 
 enum endpoint_flag {
 	ENDPOINT_LIVE = 1, /* the element describes a pod */
@@ -53,3 +54,62 @@ struct {
 	__type(key, __u64); /* network namespace cookie */
 	__type(value, __u32); /* endpoint id */
 } endpoint_ns SEC(".maps") KEEP;
+
+/* The pod behind a host-side device, with its word; NULL: none. An index entry may be freed under the reader, so the element must say
+ * the same. */
+static __always_inline struct endpoint *endpoint_of_link(__u32 ifindex, struct target *t)
+{
+	__u32 *id = bpf_map_lookup_elem(&endpoint_links, &ifindex);
+	struct endpoint *ep;
+	__u64 word;
+
+	if (!id)
+		return NULL;
+	t->id = *id;
+	ep = bpf_map_lookup_elem(&endpoints, &t->id);
+	if (!ep)
+		return NULL;
+	word = READ_ONCE(ep->word);
+	t->incarnation = word >> 32;
+	return (word & ENDPOINT_LIVE) && ep->ifindex == ifindex ? ep : NULL;
+}
+
+/* Is there a pod with this address here? Then *t names it. */
+static __always_inline bool endpoint_of_addr(const struct addr *addr, struct target *t)
+{
+	__u32 *id = bpf_map_lookup_elem(&endpoint_addrs, addr);
+	struct endpoint *ep;
+	__u64 word;
+
+	if (!id)
+		return false;
+	t->id = *id;
+	ep = bpf_map_lookup_elem(&endpoints, &t->id);
+	if (!ep)
+		return false;
+	word = READ_ONCE(ep->word);
+	t->incarnation = word >> 32;
+	return (word & ENDPOINT_LIVE) && (addr_equal(&ep->addr4, addr) || addr_equal(&ep->addr6, addr));
+}
+
+static __always_inline bool endpoint_has(const struct endpoint *ep, const struct addr *addr)
+{
+	return addr_equal(&ep->addr4, addr) || addr_equal(&ep->addr6, addr);
+}
+
+/* Copies where the pod is reached, if the element still is that pod. */
+static __always_inline bool endpoint_read(const struct target *t, __u32 *ifindex, __u8 mac[6])
+{
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &t->id);
+	__u64 word;
+
+	if (!ep)
+		return false;
+	word = READ_ONCE(ep->word);
+	if (word >> 32 != t->incarnation || !(word & ENDPOINT_LIVE))
+		return false;
+	*ifindex = ep->ifindex;
+	__builtin_memcpy(mac, ep->mac, 6);
+	barrier();
+	return READ_ONCE(ep->word) == word;
+}
