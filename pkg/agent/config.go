@@ -26,7 +26,6 @@ type Config struct {
 	RunDir       string
 	BPFFSDir     string
 	CgroupRoot   string // cgroup v2 folder; empty: where it is mounted
-	Devices      []string
 	RoutingMode  string // overlay, direct or auto
 	ClusterCIDRs []netip.Prefix
 	ServiceCIDRs []netip.Prefix
@@ -37,7 +36,6 @@ type Config struct {
 	SocketLB     bool
 	Masquerade   bool
 	CNIConfDir   string // empty: no CNI configuration is written
-	CNIBinDir    string // where install places the binary
 	HealthAddr   string // empty: not served
 	MetricsAddr  string // empty: not served
 	Capacity     map[string]uint32
@@ -55,7 +53,6 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.RunDir, "run-dir", "/run/fairlead", "directory of the sockets")
 	fs.StringVar(&c.BPFFSDir, "bpffs-dir", "/sys/fs/bpf/fairlead", "directory of the pinned maps and links, on a bpffs")
 	fs.StringVar(&c.CgroupRoot, "cgroup-root", "", "cgroup v2 folder whose processes get Services at the system call (default: the mount)")
-	fs.Var(list(&c.Devices, deviceName), "devices", "devices that lead to other nodes, the first one decides the MTU (default: the one that carries the node IP)")
 	fs.Var(choice(&c.RoutingMode, "overlay", "overlay", "direct", "auto"), "routing-mode", "how pods of other nodes are reached: overlay, direct or auto (direct inside an L2)")
 	fs.Var(list(&c.ClusterCIDRs, netip.ParsePrefix), "cluster-cidr", "CIDRs of all pods: never masqueraded (default: the pod CIDRs of the known nodes)")
 	fs.Var(list(&c.ServiceCIDRs, netip.ParsePrefix), "service-cidr", "CIDRs of all ClusterIPs: no pod CIDR may overlap them")
@@ -66,7 +63,6 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&c.SocketLB, "socket-lb", true, "choose Service backends at the system call; false: in every packet")
 	fs.BoolVar(&c.Masquerade, "masquerade", true, "give traffic from pods to outside the node's address")
 	fs.StringVar(&c.CNIConfDir, "cni-conf-dir", "", "directory that gets 05-fairlead.conflist once the agent is ready (default: not written)")
-	fs.StringVar(&c.CNIBinDir, "cni-bin-dir", "/opt/cni/bin", "directory that gets the CNI binary (fairleadd install)")
 	fs.Var(optional(&c.HealthAddr, "0.0.0.0:10256", hostPort), "healthz-bind-address", `address of /healthz, /livez and /readyz; "" turns them off`)
 	fs.Var(optional(&c.MetricsAddr, "127.0.0.1:10249", hostPort), "metrics-bind-address", `address of /metrics and /proxyMode; "" turns them off`)
 	fs.Var(capacities(&c.Capacity), "map-capacity", "MAP=ENTRIES: capacity of a map that does not exist yet (repeatable)")
@@ -180,14 +176,6 @@ func hostPort(s string) (string, error) {
 	}
 	if strings.ContainsAny(host, "/ ") {
 		return "", fmt.Errorf("host %q is neither a name nor an address", host)
-	}
-	return s, nil
-}
-
-// deviceName refuses what the kernel refuses as the name of a link.
-func deviceName(s string) (string, error) {
-	if s == "" || len(s) > 15 || s == "." || s == ".." || strings.ContainsAny(s, "/: \t\n") {
-		return "", errors.New("not the name of a device")
 	}
 	return s, nil
 }

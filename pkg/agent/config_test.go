@@ -43,7 +43,7 @@ func TestDefaults(t *testing.T) {
 	}
 	want := Config{
 		NodeName: "host.example", StateDir: "/var/lib/fairlead", RunDir: "/run/fairlead", BPFFSDir: "/sys/fs/bpf/fairlead",
-		RoutingMode: "overlay", VXLANPort: 8472, VNI: 1, SocketLB: true, Masquerade: true, CNIBinDir: "/opt/cni/bin",
+		RoutingMode: "overlay", VXLANPort: 8472, VNI: 1, SocketLB: true, Masquerade: true,
 		HealthAddr: "0.0.0.0:10256", MetricsAddr: "127.0.0.1:10249", Capacity: map[string]uint32{}, LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
@@ -102,7 +102,7 @@ func TestWrongInputIsNamed(t *testing.T) {
 		{"value of the wrong kind", "mtu: large", nil, []string{`key "mtu": value "large"`}},
 		{"no value", "mtu:", nil, []string{`key "mtu": has no value`}},
 		{"many values for one", "mtu: [1400, 1500]", nil, []string{`key "mtu": takes one value, not 2`}},
-		{"nested list", "devices: [[a]]", nil, []string{`key "devices": item 1 is not a single value`}},
+		{"nested list", "node-ip: [[a]]", nil, []string{`key "node-ip": item 1 is not a single value`}},
 		{"config in config", "config: /x", nil, []string{`unknown key "config"`}},
 		{"node name", "", []string{"--node-name=Node_1"}, []string{`--node-name "Node_1"`}},
 		{"two sources", "", []string{"--manifests=/m", "--kubeconfig=/k"}, []string{"--manifests /m: replaces the API server"}},
@@ -117,7 +117,6 @@ func TestWrongInputIsNamed(t *testing.T) {
 		{"port 0", "", []string{"--metrics-bind-address=127.0.0.1:0"}, []string{"metrics-bind-address", "not between 1 and 65535"}},
 		{"routing mode", "", []string{"--routing-mode=bgp"}, []string{"routing-mode", "not one of overlay, direct, auto"}},
 		{"vni", "", []string{"--vni=16777216"}, []string{"vni", "between 1 and 16777215"}},
-		{"device", "", []string{"--devices=eth0,a/b"}, []string{"devices", "not the name of a device"}},
 		{"capacity", "", []string{"--map-capacity=flows=none"}, []string{"map-capacity", `flows: "none" is not a number of entries`}},
 		{"log level", "", []string{"--log-level=loud"}, []string{"log-level"}},
 	} {
