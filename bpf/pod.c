@@ -80,7 +80,7 @@ static __always_inline int create_hairpin(struct flow_new *n, struct flow_hit *h
 {
 	int err = -DROP_FLOW_PORTS;
 
-	n->xlat.src = addr_is_v4(&n->orig.dst) ? *(struct addr *)&cfg.overlay4 : *(struct addr *)&cfg.overlay6;
+	n->xlat.src = addr_is_v4(&n->orig.dst) ? config_addr(&cfg.overlay4) : config_addr(&cfg.overlay6);
 	for (int i = 0; i < HAIRPIN_TRIES; i++) {
 		n->xlat.src_port = bpf_htons(HAIRPIN_PORT_MIN + bpf_get_prandom_u32() % HAIRPIN_PORTS);
 		err = flow_create(n, hit);

@@ -101,42 +101,42 @@ static __always_inline int reverse(struct bpf_sock_addr *ctx, bool v6, bool rece
 	return SOCK_ALLOW;
 }
 
-SEC("cgroup/connect4") int sock_connect4(struct bpf_sock_addr *ctx)
+SEC("cgroup/connect4") int connect4(struct bpf_sock_addr *ctx)
 {
 	return forward(ctx, false, true);
 }
 
-SEC("cgroup/connect6") int sock_connect6(struct bpf_sock_addr *ctx)
+SEC("cgroup/connect6") int connect6(struct bpf_sock_addr *ctx)
 {
 	return forward(ctx, true, true);
 }
 
-SEC("cgroup/sendmsg4") int sock_sendmsg4(struct bpf_sock_addr *ctx)
+SEC("cgroup/sendmsg4") int sendmsg4(struct bpf_sock_addr *ctx)
 {
 	return forward(ctx, false, false);
 }
 
-SEC("cgroup/sendmsg6") int sock_sendmsg6(struct bpf_sock_addr *ctx)
+SEC("cgroup/sendmsg6") int sendmsg6(struct bpf_sock_addr *ctx)
 {
 	return forward(ctx, true, false);
 }
 
-SEC("cgroup/recvmsg4") int sock_recvmsg4(struct bpf_sock_addr *ctx)
+SEC("cgroup/recvmsg4") int recvmsg4(struct bpf_sock_addr *ctx)
 {
 	return reverse(ctx, false, true);
 }
 
-SEC("cgroup/recvmsg6") int sock_recvmsg6(struct bpf_sock_addr *ctx)
+SEC("cgroup/recvmsg6") int recvmsg6(struct bpf_sock_addr *ctx)
 {
 	return reverse(ctx, true, true);
 }
 
-SEC("cgroup/getpeername4") int sock_getpeer4(struct bpf_sock_addr *ctx)
+SEC("cgroup/getpeername4") int getpeername4(struct bpf_sock_addr *ctx)
 {
 	return reverse(ctx, false, false);
 }
 
-SEC("cgroup/getpeername6") int sock_getpeer6(struct bpf_sock_addr *ctx)
+SEC("cgroup/getpeername6") int getpeername6(struct bpf_sock_addr *ctx)
 {
 	return reverse(ctx, true, false);
 }

@@ -25,3 +25,9 @@ struct config {
 };
 
 volatile const struct config cfg;
+
+/* An address of cfg, read as volatile: through a pointer without it clang takes the value of the object file, which is zero. */
+static __always_inline struct addr config_addr(const volatile struct addr *a)
+{
+	return (struct addr){ .halves = { a->halves[0], a->halves[1] } };
+}

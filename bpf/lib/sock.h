@@ -107,7 +107,7 @@ static __always_inline bool sock_client(struct bpf_sock_addr *ctx, bool v4, stru
 	__u32 *id, at;
 
 	if (cookie == cfg.host_cookie) {
-		*client = v4 ? *(struct addr *)&cfg.node4 : *(struct addr *)&cfg.node6;
+		*client = v4 ? config_addr(&cfg.node4) : config_addr(&cfg.node6);
 		return true;
 	}
 	id = bpf_map_lookup_elem(&endpoint_ns, &cookie);

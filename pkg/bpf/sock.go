@@ -36,6 +36,19 @@ type StaleSockets struct {
 	sockets *link.Iter
 }
 
+// StaleSockets returns the iterators over stale sockets; the caller closes them.
+func (o *Objects) StaleSockets() (*StaleSockets, error) {
+	spaces, err := o.program("stale_spaces")
+	if err != nil {
+		return nil, err
+	}
+	sockets, err := o.program("stale_sockets")
+	if err != nil {
+		return nil, err
+	}
+	return newStaleSockets(spaces, sockets, o.maps["sock_peers"])
+}
+
 // newStaleSockets binds the iterators stale_spaces and stale_sockets to the map sock_peers. The programs and the map stay the caller's.
 func newStaleSockets(spaces, sockets *ebpf.Program, peers *ebpf.Map) (*StaleSockets, error) {
 	a, err := link.AttachIter(link.IterOptions{Program: spaces, Map: peers})

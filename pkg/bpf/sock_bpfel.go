@@ -31,14 +31,14 @@ const (
 	SockMapSockOverflow  = "sock_overflow"
 	SockMapSockPairs     = "sock_pairs"
 	SockMapSockPeers     = "sock_peers"
-	SockProgSockConnect4 = "sock_connect4"
-	SockProgSockConnect6 = "sock_connect6"
-	SockProgSockGetpeer4 = "sock_getpeer4"
-	SockProgSockGetpeer6 = "sock_getpeer6"
-	SockProgSockRecvmsg4 = "sock_recvmsg4"
-	SockProgSockRecvmsg6 = "sock_recvmsg6"
-	SockProgSockSendmsg4 = "sock_sendmsg4"
-	SockProgSockSendmsg6 = "sock_sendmsg6"
+	SockProgConnect4     = "connect4"
+	SockProgConnect6     = "connect6"
+	SockProgGetpeername4 = "getpeername4"
+	SockProgGetpeername6 = "getpeername6"
+	SockProgRecvmsg4     = "recvmsg4"
+	SockProgRecvmsg6     = "recvmsg6"
+	SockProgSendmsg4     = "sendmsg4"
+	SockProgSendmsg6     = "sendmsg6"
 	SockVarCfg           = "cfg"
 )
 
@@ -84,14 +84,14 @@ type SockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockProgramSpecs struct {
-	SockConnect4 *ebpf.ProgramSpec `ebpf:"sock_connect4"`
-	SockConnect6 *ebpf.ProgramSpec `ebpf:"sock_connect6"`
-	SockGetpeer4 *ebpf.ProgramSpec `ebpf:"sock_getpeer4"`
-	SockGetpeer6 *ebpf.ProgramSpec `ebpf:"sock_getpeer6"`
-	SockRecvmsg4 *ebpf.ProgramSpec `ebpf:"sock_recvmsg4"`
-	SockRecvmsg6 *ebpf.ProgramSpec `ebpf:"sock_recvmsg6"`
-	SockSendmsg4 *ebpf.ProgramSpec `ebpf:"sock_sendmsg4"`
-	SockSendmsg6 *ebpf.ProgramSpec `ebpf:"sock_sendmsg6"`
+	Connect4     *ebpf.ProgramSpec `ebpf:"connect4"`
+	Connect6     *ebpf.ProgramSpec `ebpf:"connect6"`
+	Getpeername4 *ebpf.ProgramSpec `ebpf:"getpeername4"`
+	Getpeername6 *ebpf.ProgramSpec `ebpf:"getpeername6"`
+	Recvmsg4     *ebpf.ProgramSpec `ebpf:"recvmsg4"`
+	Recvmsg6     *ebpf.ProgramSpec `ebpf:"recvmsg6"`
+	Sendmsg4     *ebpf.ProgramSpec `ebpf:"sendmsg4"`
+	Sendmsg6     *ebpf.ProgramSpec `ebpf:"sendmsg6"`
 }
 
 // SockMapSpecs contains maps before they are loaded into the kernel.
@@ -190,26 +190,26 @@ type SockVariables struct {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockPrograms struct {
-	SockConnect4 *ebpf.Program `ebpf:"sock_connect4"`
-	SockConnect6 *ebpf.Program `ebpf:"sock_connect6"`
-	SockGetpeer4 *ebpf.Program `ebpf:"sock_getpeer4"`
-	SockGetpeer6 *ebpf.Program `ebpf:"sock_getpeer6"`
-	SockRecvmsg4 *ebpf.Program `ebpf:"sock_recvmsg4"`
-	SockRecvmsg6 *ebpf.Program `ebpf:"sock_recvmsg6"`
-	SockSendmsg4 *ebpf.Program `ebpf:"sock_sendmsg4"`
-	SockSendmsg6 *ebpf.Program `ebpf:"sock_sendmsg6"`
+	Connect4     *ebpf.Program `ebpf:"connect4"`
+	Connect6     *ebpf.Program `ebpf:"connect6"`
+	Getpeername4 *ebpf.Program `ebpf:"getpeername4"`
+	Getpeername6 *ebpf.Program `ebpf:"getpeername6"`
+	Recvmsg4     *ebpf.Program `ebpf:"recvmsg4"`
+	Recvmsg6     *ebpf.Program `ebpf:"recvmsg6"`
+	Sendmsg4     *ebpf.Program `ebpf:"sendmsg4"`
+	Sendmsg6     *ebpf.Program `ebpf:"sendmsg6"`
 }
 
 func (p *SockPrograms) Close() error {
 	return _SockClose(
-		p.SockConnect4,
-		p.SockConnect6,
-		p.SockGetpeer4,
-		p.SockGetpeer6,
-		p.SockRecvmsg4,
-		p.SockRecvmsg6,
-		p.SockSendmsg4,
-		p.SockSendmsg6,
+		p.Connect4,
+		p.Connect6,
+		p.Getpeername4,
+		p.Getpeername6,
+		p.Recvmsg4,
+		p.Recvmsg6,
+		p.Sendmsg4,
+		p.Sendmsg6,
 	)
 }
 
