@@ -61,6 +61,7 @@ const (
 type Node struct {
 	Name        string
 	UID         string
+	Created     time.Time      // of the Node object; zero: unknown
 	PodCIDRs    []netip.Prefix // masked, at most one per family
 	InternalIPs []netip.Addr   // status order, unmapped
 	Zone        string         // topology.kubernetes.io/zone
