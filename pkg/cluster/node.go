@@ -32,7 +32,6 @@ func FromNode(n *corev1.Node, in *Interner) (*Node, error) {
 		Name:     in.intern(n.Name),
 		UID:      string(n.UID),
 		Created:  n.CreationTimestamp.Time,
-		Created:  n.CreationTimestamp.Time,
 		Zone:     in.intern(n.Labels[corev1.LabelTopologyZone]),
 		Deleting: n.DeletionTimestamp != nil,
 	}
