@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -120,9 +121,16 @@ func (o *Objects) AttachOverlay(ifindex int) error {
 		if err != nil {
 			return fmt.Errorf("attach overlay programs to device %d: %w", ifindex, err)
 		}
+		// A link's info names its device by an index that other namespaces have as well: what runs on the device here decides.
+		on, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: s.hook})
+		if err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+			return fmt.Errorf("attach overlay programs to device %d: %w", ifindex, err)
+		}
 		here := func(i *link.Info) bool {
-			t := i.TCX()
-			return t != nil && t.Ifindex == uint32(ifindex)
+			return on != nil && slices.ContainsFunc(on.Programs, func(p link.AttachedProgram) bool {
+				id, ok := p.LinkID()
+				return ok && id == i.ID
+			})
 		}
 		err = o.attach(s.name, p, here, func() (link.Link, error) {
 			return link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: p, Attach: s.hook})
@@ -142,7 +150,7 @@ func (o *Objects) AttachOverlay(ifindex int) error {
 // the pin is one or the other, and a killed agent leaves at most a pin aside that the next one overwrites.
 func (o *Objects) attach(name string, p *ebpf.Program, here func(*link.Info) bool, make func() (link.Link, error)) error {
 	path := filepath.Join(o.dir, linksDir, name)
-	aside := path + ".new"
+	aside := path + "-new" // bpffs refuses names with a dot
 	if err := os.Remove(aside); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("attach %s: %w", name, err)
 	}
@@ -188,7 +196,7 @@ func (o *Objects) Links() ([]Link, error) {
 	}
 	var all []Link
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), ".new") {
+		if strings.HasSuffix(e.Name(), "-new") {
 			continue
 		}
 		l, err := link.LoadPinnedLink(filepath.Join(o.dir, linksDir, e.Name()), nil)

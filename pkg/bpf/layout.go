@@ -5,6 +5,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -209,7 +210,7 @@ type mapInfo struct {
 
 // mapInfoOf asks the kernel (struct bpf_map_info in linux/bpf.h).
 func mapInfoOf(m *ebpf.Map) (mapInfo, error) {
-	var raw struct {
+	type bpfMapInfo struct {
 		kind, id, keySize, valueSize, maxEntries, flags uint32
 		name                                            [16]byte
 		ifindex, btfVmlinuxValueType                    uint32
@@ -217,10 +218,14 @@ func mapInfoOf(m *ebpf.Map) (mapInfo, error) {
 		btfID, btfKeyType, btfValueType, pad            uint32
 		mapExtra                                        uint64
 	}
+	raw := new(bpfMapInfo)
+	var pin runtime.Pinner // the kernel gets the address as a number
+	pin.Pin(raw)
+	defer pin.Unpin()
 	attr := struct {
 		fd, len uint32
 		info    uint64
-	}{uint32(m.FD()), uint32(unsafe.Sizeof(raw)), uint64(uintptr(unsafe.Pointer(&raw)))}
+	}{uint32(m.FD()), uint32(unsafe.Sizeof(*raw)), uint64(uintptr(unsafe.Pointer(raw)))}
 	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET_INFO_BY_FD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 	if errno != 0 {
 		return mapInfo{}, fmt.Errorf("read map info: %w", errno)

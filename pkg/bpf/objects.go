@@ -10,9 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sync/errgroup"
 )
 
 // Options says where an agent's objects live and how they are made.
@@ -37,6 +39,7 @@ type Objects struct {
 	endpoints *Endpoints
 	peers     *Peers
 	services  *Services
+	flows     *Flows
 	ids       *IDs
 	memory    []*mapped
 
@@ -52,7 +55,7 @@ type object struct {
 
 // objects lists the C files with programs. Programs have one namespace over all of them.
 func objects() []object {
-	return []object{}
+	return []object{{"pod", LoadPod}, {"overlay", LoadOverlay}, {"sock", LoadSock}, {"sweep", LoadSweep}}
 }
 
 // Open adopts every pinned map under Dir/maps or makes and pins it, and loads all programs with the configuration frozen into them.
@@ -66,46 +69,49 @@ func Open(o Options) (*Objects, error) {
 }
 
 // open tells step what it is about to do, so that a test can stop there for good.
-func open(o Options, step func(string)) (_ *Objects, err error) {
+func open(o Options, step func(string)) (*Objects, error) {
+	ob, specs, err := openMaps(o, step)
+	if err != nil {
+		return nil, err
+	}
+	step("programs")
+	if err := ob.loadPrograms(specs); err != nil {
+		return nil, errors.Join(err, ob.Close())
+	}
+	step("done")
+	return ob, nil
+}
+
+// openMaps is open without programs.
+func openMaps(o Options, step func(string)) (*Objects, map[string]*ebpf.CollectionSpec, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	specs, err := load()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	kept, err := keep(specs)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := resize(kept, o.Capacity); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := makeDir(o.Dir, step); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ob := &Objects{dir: o.Dir, log: o.Log, config: o.Config, maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, ob.Close())
+	for _, stage := range []func() error{
+		func() error { return ob.adoptMaps(kept, step) },
+		ob.tables,
+		func() error { return ob.names(specs["layout"].Types) },
+	} {
+		if err := stage(); err != nil {
+			return nil, nil, errors.Join(err, ob.Close())
 		}
-	}()
-	if err := ob.adoptMaps(kept, step); err != nil {
-		return nil, err
 	}
-	step("tables")
-	if err := ob.tables(); err != nil {
-		return nil, err
-	}
-	if err := ob.names(specs["layout"].Types); err != nil {
-		return nil, err
-	}
-	step("programs")
-	if err := ob.loadPrograms(specs); err != nil {
-		return nil, err
-	}
-	step("done")
-	return ob, nil
+	return ob, specs, nil
 }
 
 // load reads every object file.
@@ -154,6 +160,11 @@ func resize(kept map[string]*ebpf.MapSpec, capacity map[string]uint32) error {
 		}
 		m.MaxEntries = n
 	}
+	if n, ok := capacity[LayoutMapFlowSlots]; ok {
+		if _, both := capacity[LayoutMapFlowBuckets]; !both {
+			kept[LayoutMapFlowBuckets].MaxEntries, _ = flowLines(n)
+		}
+	}
 	return nil
 }
 
@@ -196,6 +207,14 @@ func (o *Objects) tables() (err error) {
 	if err != nil {
 		return err
 	}
+	index, slots := memory(LayoutMapFlowBuckets), memory(LayoutMapFlowSlots)
+	if err != nil {
+		return err
+	}
+	if o.flows, err = openFlows(index, slots); err != nil {
+		return err
+	}
+	o.config.flowBuckets, o.config.flowSlots = o.flows.buckets, o.flows.Capacity()
 	o.ids = &IDs{table: table[LayoutIdKey, LayoutId](o, LayoutMapIds), incarnations: o.maps[LayoutMapIncarnations]}
 	o.ids.kinds[IDService].limit = o.services.ServiceCapacity()
 	o.ids.kinds[IDBackend].limit = o.services.BackendCapacity()
@@ -209,38 +228,47 @@ func table[K, V comparable](o *Objects, name string) *hash[K, V] {
 	return &hash[K, V]{name: name, m: o.maps[name]}
 }
 
-// loadPrograms loads each object's programs over the kept maps.
+// loadPrograms loads each object's programs over the kept maps, the objects side by side: most of the time is the verifier's.
 func (o *Objects) loadPrograms(specs map[string]*ebpf.CollectionSpec) error {
+	var load errgroup.Group
+	var mu sync.Mutex
 	cache := btf.NewCache()
 	for _, object := range objects() {
-		spec := specs[object.name]
-		kept := map[string]*ebpf.Map{}
-		for name, m := range spec.Maps {
-			if k, ok := o.maps[name]; ok {
-				m.MaxEntries = k.MaxEntries()
-				kept[name] = k
+		load.Go(func() error {
+			c, err := o.loadObject(specs[object.name], cache)
+			if err != nil {
+				return fmt.Errorf("load object %s: %w", object.name, err)
 			}
-		}
-		if cfg, ok := spec.Variables[LayoutVarCfg]; ok {
-			if err := cfg.Set(o.config.layout()); err != nil {
-				return fmt.Errorf("configure object %s: %w", object.name, err)
+			defer c.Close() // maps that are not kept live on through their programs
+			mu.Lock()
+			defer mu.Unlock()
+			for name := range c.Programs {
+				if _, twice := o.programs[name]; twice {
+					return fmt.Errorf("load object %s: program %s is in another object too", object.name, name)
+				}
+				o.programs[name] = c.DetachProgram(name)
 			}
-		}
-		c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: kept, Cache: cache})
-		if err != nil {
-			return fmt.Errorf("load object %s: %w", object.name, err)
-		}
-		for name, p := range c.Programs {
-			if _, twice := o.programs[name]; twice {
-				c.Close()
-				return fmt.Errorf("load object %s: program %s is in another object too", object.name, name)
-			}
-			o.programs[name] = c.DetachProgram(name)
-			_ = p
-		}
-		c.Close() // maps that are not kept live on through their programs
+			return nil
+		})
 	}
-	return nil
+	return load.Wait()
+}
+
+// loadObject freezes the configuration into one object and loads it.
+func (o *Objects) loadObject(spec *ebpf.CollectionSpec, cache *btf.Cache) (*ebpf.Collection, error) {
+	kept := map[string]*ebpf.Map{}
+	for name, m := range spec.Maps {
+		if k, ok := o.maps[name]; ok {
+			m.MaxEntries = k.MaxEntries()
+			kept[name] = k
+		}
+	}
+	if cfg, ok := spec.Variables[LayoutVarCfg]; ok {
+		if err := cfg.Set(o.config.layout()); err != nil {
+			return nil, fmt.Errorf("configure: %w", err)
+		}
+	}
+	return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: kept, Cache: cache})
 }
 
 // Close releases what the process holds. Pinned maps, links and what they run stay. No table may be used afterwards.
@@ -269,6 +297,9 @@ func (o *Objects) Peers() *Peers { return o.peers }
 
 // Services returns the service tables.
 func (o *Objects) Services() *Services { return o.services }
+
+// Flows returns the flow table.
+func (o *Objects) Flows() *Flows { return o.flows }
 
 // IDs returns the table of ids.
 func (o *Objects) IDs() *IDs { return o.ids }

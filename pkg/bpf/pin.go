@@ -53,6 +53,7 @@ func (o *Objects) adoptMaps(kept map[string]*ebpf.MapSpec, step func(string)) er
 			o.maps[name] = m
 		}
 	}
+	o.matchFlows(kept)
 	for _, name := range order(kept) {
 		if o.maps[name] != nil {
 			continue
@@ -64,6 +65,18 @@ func (o *Objects) adoptMaps(kept map[string]*ebpf.MapSpec, step func(string)) er
 		o.maps[name] = m
 	}
 	return nil
+}
+
+// matchFlows sizes the missing one of the two arrays of the flow table after the one that is pinned: their maker was killed in between,
+// and was told other sizes.
+func (o *Objects) matchFlows(kept map[string]*ebpf.MapSpec) {
+	index, slots := o.maps[LayoutMapFlowBuckets], o.maps[LayoutMapFlowSlots]
+	if index == nil && slots != nil {
+		kept[LayoutMapFlowBuckets].MaxEntries, _ = flowLines(slots.MaxEntries())
+	}
+	if index != nil && slots == nil {
+		kept[LayoutMapFlowSlots].MaxEntries = flowSlots(index.MaxEntries())
+	}
 }
 
 // order is the order in which maps are adopted and made: the one with the versions first.

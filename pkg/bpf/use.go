@@ -49,6 +49,8 @@ func (o *Objects) Uses() ([]MapUse, error) {
 	counted(LayoutMapClusterIps, o.services.ips.use)
 	counted(LayoutMapIds, o.ids.table.use)
 
+	add(LayoutMapFlowSlots, uint64(o.flows.Capacity()), uint64(o.flows.Used()), 0) // refused inserts are counted as drops and unrecorded flows
+
 	affinities, err := walkCount[LayoutAffinityKey, LayoutAffinity](o, LayoutMapAffinities)
 	errs = errors.Join(errs, err)
 	add(LayoutMapAffinities, uint64(o.maps[LayoutMapAffinities].MaxEntries()), affinities, 0)
