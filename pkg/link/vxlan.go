@@ -28,6 +28,10 @@ type Vxlan struct {
 // ErrPortTaken says that the UDP port of the overlay belongs to somebody else in this namespace.
 var ErrPortTaken = errors.New("port is taken")
 
+// vxlanAge is how long an entry of the forwarding table would live, in seconds: the kernel's default, which it also takes for 0. A flow-based
+// device that does not learn has no entries.
+const vxlanAge = 300
+
 // Attribute numbers of linux/if_link.h that the netlink package does not name.
 const (
 	vxlanGPE        = 27
@@ -156,7 +160,7 @@ func (v Vxlan) netlink() *netlink.Vxlan {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = v.Name, v.MTU, v.MAC
 	return &netlink.Vxlan{
-		LinkAttrs: attrs, FlowBased: true, Port: int(v.Port), NoAge: true, UDPCSum: true, UDP6ZeroCSumRx: v.ZeroChecksum6,
+		LinkAttrs: attrs, FlowBased: true, Port: int(v.Port), Age: vxlanAge, UDPCSum: true, UDP6ZeroCSumRx: v.ZeroChecksum6,
 	}
 }
 
@@ -172,7 +176,7 @@ func vxlanDifference(v Vxlan, have map[uint16][]byte) string {
 		{"dstport", nl.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, v.Port)},
 		{"id", nl.IFLA_VXLAN_ID, []byte{0, 0, 0, 0}},
 		{"learning", nl.IFLA_VXLAN_LEARNING, flag[false]},
-		{"ageing", nl.IFLA_VXLAN_AGEING, []byte{0, 0, 0, 0}},
+		{"ageing", nl.IFLA_VXLAN_AGEING, binary.NativeEndian.AppendUint32(nil, vxlanAge)},
 		{"proxy", nl.IFLA_VXLAN_PROXY, flag[false]},
 		{"rsc", nl.IFLA_VXLAN_RSC, flag[false]},
 		{"l2miss", nl.IFLA_VXLAN_L2MISS, flag[false]},
