@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package endpoint
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"github.com/fairlead/fairlead/pkg/cni"
+	"github.com/fairlead/fairlead/pkg/ipam"
+	"github.com/fairlead/fairlead/pkg/link"
+)
+
+// Check compares an endpoint with what ADD made: record, addresses, both sides of the link, neighbours and routes, filters, and the
+// programs' table. What others added is no error.
+func (t *Table) Check(ctx context.Context, req *cni.Request, netns *os.File) error {
+	began := t.enter(cni.Check, attachment(req))
+	err := t.checkRequest(ctx, req, netns)
+	t.leave(cni.Check, attachment(req), began, err)
+	return err
+}
+
+func (t *Table) checkRequest(ctx context.Context, req *cni.Request, netns *os.File) error {
+	a := attachment(req)
+	release, err := t.lock(ctx, a.LinkName())
+	if err != nil {
+		return err
+	}
+	defer release()
+	e, ok := t.get(a.LinkName())
+	if !ok {
+		return cni.Errorf(cni.CodeUnknown, "container %s has no interface %s", a.ContainerID, a.Ifname)
+	}
+	if err := t.check(e, netns); err != nil {
+		return cni.Errorf(cni.CodeBroken, "check %s: %v", a, err)
+	}
+	return nil
+}
+
+func (t *Table) check(e *Endpoint, netns *os.File) error {
+	cookie, err := link.NamespaceCookie(int(netns.Fd()))
+	if err != nil {
+		return err
+	}
+	if cookie != e.Cookie {
+		return fmt.Errorf("network namespace is not the one that ADD was given")
+	}
+	if a := t.unowned(e); a.IsValid() {
+		return fmt.Errorf("address %s is not marked as in use", a)
+	}
+	want, err := e.entry()
+	if err != nil {
+		return err
+	}
+	if got, ok := t.cfg.Dataplane.Get(e.ID); !ok || got != want {
+		return fmt.Errorf("endpoint %d is missing or different in the programs' table", e.ID)
+	}
+	if err := t.veths.VerifyFilters(e.Ifindex, t.cfg.Filters); err != nil {
+		return err
+	}
+	spec, err := t.spec(e)
+	if err != nil {
+		return err
+	}
+	return t.veths.Check(int(netns.Fd()), spec)
+}
+
+// unowned returns an address of the endpoint that its pool regards as free, the zero Addr when there is none. An address outside of every
+// pool is from pod CIDRs that the node had before.
+func (t *Table) unowned(e *Endpoint) netip.Addr {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, a := range e.Addrs {
+		if p := t.poolOf(a); p != nil && !p.InUse(a) {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+func (t *Table) poolOf(a netip.Addr) *ipam.Pool {
+	for _, p := range t.pools {
+		if p.Prefix().Contains(a) {
+			return p
+		}
+	}
+	return nil
+}
