@@ -4,7 +4,7 @@
 # Go modules, plus CoreDNS, the reference CNI plugins and the container images the e2e suite names.
 # Idempotent: what is already built is kept. Cold: about 12 minutes on 2 cores; warm: seconds.
 #   setup.sh            everything but e2e.test
-#   setup.sh apiserver  kube-apiserver alone, for the tests of pkg/k8s
+#   setup.sh apiserver  kube-apiserver and etcd alone, for the tests of pkg/k8s
 #   setup.sh e2e        e2e.test as well (3.5 minutes more)
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
@@ -14,6 +14,7 @@ K8S=v1.36.3
 
 if [ "${1:-}" = apiserver ]; then
   cd "$HERE"; [ -x "$B/kube-apiserver" ] || { echo "build kube-apiserver"; go build -o "$B/kube-apiserver" ./apiserver; }
+  [ -x "$B/etcd" ] || { echo "build etcd"; go build -o "$B/etcd" ./etcd; }
   exit 0
 fi
 "$HERE/deps.sh" runc:runc etcd-server:etcd debootstrap:debootstrap nftables:nft iptables:iptables curl:curl iproute2:ip \
