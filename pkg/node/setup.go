@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/fairlead/fairlead/pkg/cluster"
 	"github.com/fairlead/fairlead/pkg/link"
@@ -133,7 +134,7 @@ func (n *Node) forward(s Self) error {
 func (n *Node) setSysctl(value string, name ...string) error {
 	old, err := n.nl.SetSysctl(value, name...)
 	if err == nil && old != value {
-		n.log.Info("set sysctl", "sysctl", name, "old", old, "new", value)
+		n.log.Info("set sysctl", "sysctl", "net."+strings.Join(name, "."), "old", old, "new", value)
 	}
 	return err
 }
