@@ -7,10 +7,25 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
-// sysctlRoot shows the settings of the reading thread's network namespace.
-const sysctlRoot = "/proc/sys/net"
+// sysctlRoot is a folder that shows the settings of the calling thread's network namespace. Container runtimes mount /proc/sys read-only
+// into containers without all privileges; there the DaemonSet offers the same files of the host's procfs, which answer by the calling
+// thread's namespace as well.
+var sysctlRoot = sync.OnceValue(func() string {
+	const own, hosts = "/proc/sys/net", "/host/proc/sys/net"
+	var st unix.Statfs_t
+	if err := unix.Statfs(own, &st); err != nil || st.Flags&unix.ST_RDONLY == 0 {
+		return own
+	}
+	if _, err := os.Stat(hosts); err != nil {
+		return own
+	}
+	return hosts
+})
 
 // Sysctl returns a setting below net, such as ("ipv4", "ip_forward"). The name is given in parts because device names may hold dots.
 func (h *Handle) Sysctl(name ...string) (string, error) {
@@ -47,5 +62,5 @@ func (h *Handle) SetSysctl(value string, name ...string) (old string, err error)
 }
 
 func sysctlPath(name []string) string {
-	return filepath.Join(append([]string{sysctlRoot}, name...)...)
+	return filepath.Join(append([]string{sysctlRoot()}, name...)...)
 }

@@ -27,15 +27,15 @@ func podSysctls(spec Veth) error {
 		return nil
 	}
 	return errors.Join(
-		clearSysctl("/proc/sys/net/ipv6/conf/lo/disable_ipv6"),
-		clearSysctl("/proc/sys/net/ipv6/conf/"+spec.Pod+"/disable_ipv6"),
-		writeSysctl("/proc/sys/net/ipv6/conf/"+spec.Pod+"/accept_ra", "0"),
-		writeSysctl("/proc/sys/net/ipv6/conf/"+spec.Pod+"/keep_addr_on_down", "1"))
+		clearSysctl(sysctlRoot()+"/ipv6/conf/lo/disable_ipv6"),
+		clearSysctl(sysctlRoot()+"/ipv6/conf/"+spec.Pod+"/disable_ipv6"),
+		writeSysctl(sysctlRoot()+"/ipv6/conf/"+spec.Pod+"/accept_ra", "0"),
+		writeSysctl(sysctlRoot()+"/ipv6/conf/"+spec.Pod+"/keep_addr_on_down", "1"))
 }
 
 // hostSysctls is called in the host side's namespace: a pod's router advertisements are never believed.
 func hostSysctls(name string) error {
-	err := writeSysctl("/proc/sys/net/ipv6/conf/"+name+"/accept_ra", "0")
+	err := writeSysctl(sysctlRoot()+"/ipv6/conf/"+name+"/accept_ra", "0")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
