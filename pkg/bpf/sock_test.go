@@ -1,0 +1,585 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Connections spread over all backends, reach nothing else, and show the Service as their peer.
+func TestSockConnectTCP(t *testing.T) {
+	k := newKit(t, on())
+	pod := k.pod(1, 0)
+	for i, c := range kinds(unix.SOCK_STREAM) {
+		t.Run(c.name, func(t *testing.T) {
+			id, port := uint32(1+i), 80+i
+			var ids []uint32
+			for n := 1; n <= 3; n++ {
+				pod.answerTCP(t, c.of(n, 8000+i))
+				k.backend(id*10+uint32(n), c.of(n, 8000+i), inBoth)
+				ids = append(ids, id*10+uint32(n))
+			}
+			k.service(Service{ID: id, Cluster: k.set(ids...)}, c.at(port))
+			hits := map[string]int{}
+			for range 60 {
+				s := k.socket(c, pod)
+				if err := s.Connect(c.as(c.at(port))); err != nil {
+					t.Fatal(err)
+				}
+				peer, err := s.Peer()
+				if err != nil || peer != c.as(c.at(port)) {
+					t.Fatalf("getpeername says %v, %v, want the Service %v", peer, err, c.as(c.at(port)))
+				}
+				who, _, err := s.Receive()
+				if err != nil {
+					t.Fatal(err)
+				}
+				hits[who]++
+				s.Close()
+			}
+			// A backend left out of 60 has a probability of 1 in 10^10.
+			for n := 1; n <= 3; n++ {
+				if hits[c.of(n, 8000+i)] == 0 {
+					t.Errorf("backend %d was never chosen: %v", n, hits)
+				}
+			}
+			if len(hits) != 3 {
+				t.Errorf("chosen: %v", hits)
+			}
+		})
+	}
+}
+
+// A connected UDP socket sees the Service everywhere, and nothing of it after it is disconnected.
+func TestSockConnectUDP(t *testing.T) {
+	k := newKit(t, on())
+	pod := k.pod(1, 0)
+	for i, c := range kinds(unix.SOCK_DGRAM) {
+		t.Run(c.name, func(t *testing.T) {
+			id, port := uint32(1+i), 53+i
+			backend, vip := c.as(c.of(1, 8000+i)), c.as(c.at(port))
+			pod.answerUDP(t, c.of(1, 8000+i))
+			k.backend(id, c.of(1, 8000+i), inBoth)
+			k.service(Service{ID: id, Cluster: k.set(id)}, c.at(port))
+
+			s := k.socket(c, pod)
+			if err := s.Connect(vip); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Send("hello"); err != nil {
+				t.Fatal(err)
+			}
+			who, from, err := s.Receive()
+			if err != nil || who != c.of(1, 8000+i) || from != vip {
+				t.Errorf("answer of %q from %v, %v, want backend %v under the name %v", who, from, err, backend, vip)
+			}
+			if peer, err := s.Peer(); err != nil || peer != vip {
+				t.Errorf("getpeername says %v, %v, want %v", peer, err, vip)
+			}
+
+			// The same backend, asked by its own address.
+			if err := s.Disconnect(); err != nil {
+				t.Fatal(err)
+			}
+			if _, from, err := s.Ask("hello", backend); err != nil || from != backend {
+				t.Errorf("after disconnect: answer from %v, %v, want %v", from, err, backend)
+			}
+			if err := s.Connect(backend); err != nil {
+				t.Fatal(err)
+			}
+			if peer, err := s.Peer(); err != nil || peer != backend {
+				t.Errorf("connected to the backend itself, getpeername says %v, %v, want %v", peer, err, backend)
+			}
+		})
+	}
+}
+
+// One unconnected socket stays with its backend until that does not serve any more.
+func TestSockSendStays(t *testing.T) {
+	k := newKit(t, on())
+	pod := k.pod(1, 0)
+	for i, c := range kinds(unix.SOCK_DGRAM) {
+		t.Run(c.name, func(t *testing.T) {
+			id, vip := uint32(1+i), c.as(c.at(53+i))
+			addrs := map[string]uint32{}
+			var ids []uint32
+			for n := 1; n <= 3; n++ {
+				pod.answerUDP(t, c.of(n, 8000+i))
+				b := id*10 + uint32(n)
+				k.backend(b, c.of(n, 8000+i), inBoth)
+				addrs[c.of(n, 8000+i)] = b
+				ids = append(ids, b)
+			}
+			k.service(Service{ID: id, Cluster: k.set(ids...)}, c.at(53+i))
+			s := k.socket(c, pod)
+			ask := func() string {
+				t.Helper()
+				who, from, err := s.Ask("hello", vip)
+				if err != nil || from != vip {
+					t.Fatalf("answer from %v, %v, want %v", from, err, vip)
+				}
+				return who
+			}
+			first := ask()
+			for range 30 {
+				if who := ask(); who != first {
+					t.Fatalf("went from %s to %s while both serve", first, who)
+				}
+			}
+			// Out of the set, but serving still: a policy or a hint moved it, and flows stay (kube-proxy does not cut these either).
+			k.backend(addrs[first], first, BackendServing)
+			var rest []uint32
+			for _, b := range ids {
+				if b != addrs[first] {
+					rest = append(rest, b)
+				}
+			}
+			k.service(Service{ID: id, Cluster: k.set(rest...)}, c.at(53+i))
+			if who := ask(); who != first {
+				t.Errorf("left serving backend %s for %s", first, who)
+			}
+			// Not serving: the next datagram goes elsewhere, and a late answer still has its name.
+			k.backend(addrs[first], first, 0)
+			second := ask()
+			if second == first {
+				t.Errorf("stayed with %s, which does not serve", first)
+			}
+			if who := ask(); who != second {
+				t.Errorf("went from %s to %s while both serve", second, who)
+			}
+		})
+	}
+}
+
+// More Services on one socket than fit into its storage: each stays with its backend and each answer has the right name.
+func TestSockSendManyServices(t *testing.T) {
+	const services, rounds = 9, 4
+	k := newKit(t, on())
+	pod := k.pod(1, 0)
+	for _, c := range kinds(unix.SOCK_DGRAM) {
+		t.Run(c.name, func(t *testing.T) {
+			var all []uint32
+			for n := uint32(1); n < 10; n++ {
+				// One port per kind and backend: sockets of all kinds live side by side.
+				k.backend(n, c.of(int(n), 8000), inBoth)
+				pod.answerUDP(t, c.of(int(n), 8000))
+				all = append(all, n)
+			}
+			// Each Service has one backend of its own; the tenth has all.
+			for id := uint32(1); id <= services; id++ {
+				k.service(Service{ID: id, Cluster: k.set(id)}, c.at(1000+int(id)))
+			}
+			k.service(Service{ID: services + 1, Cluster: k.set(all...)}, c.at(2000))
+			s := k.socket(c, pod)
+			for range rounds {
+				for id := 1; id <= services; id++ {
+					vip := c.as(c.at(1000 + id))
+					who, from, err := s.Ask("hello", vip)
+					if err != nil || from != vip || who != c.of(id, 8000) {
+						t.Fatalf("Service %v was answered by %s under the name %v, %v", vip, who, from, err)
+					}
+				}
+			}
+			// The tenth has no place in the socket's storage and stays with its backend all the same. That backend is another
+			// Service's as well: the name is that of whom the socket asked last.
+			vip := c.as(c.at(2000))
+			first, _, err := s.Ask("hello", vip)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 30 {
+				if who, _, err := s.Ask("hello", vip); err != nil || who != first {
+					t.Fatalf("went from %s to %s, %v", first, who, err)
+				}
+			}
+		})
+	}
+}
+
+// A place in the storage whose backend is gone is used again; the answer of the one before still has its name.
+func TestSockSendLateAnswer(t *testing.T) {
+	k := newKit(t, on())
+	pod := k.pod(1, 0)
+	c := kinds(unix.SOCK_DGRAM)[0]
+	dying := pod.ListenPacket(t, "udp", c.of(1, 8000))
+	pod.answerUDP(t, c.of(2, 8000))
+	k.backend(1, c.of(1, 8000), inBoth)
+	k.backend(2, c.of(2, 8000), inBoth)
+	k.service(Service{ID: 1, Cluster: k.set(1)}, c.at(53))
+	vip := c.as(c.at(53))
+	s := k.socket(c, pod)
+	if err := s.SendTo("slow question", vip); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 100)
+	_, client, err := dying.ReadFromUDPAddrPort(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.service(Service{ID: 1, Cluster: k.set(2)}, c.at(53))
+	k.backend(1, c.of(1, 8000), 0)
+	if who, _, err := s.Ask("next question", vip); err != nil || who != c.of(2, 8000) {
+		t.Fatalf("answered by %s, %v", who, err)
+	}
+	if _, err := dying.WriteToUDPAddrPort([]byte("late"), client); err != nil {
+		t.Fatal(err)
+	}
+	if who, from, err := s.Receive(); err != nil || who != "late" || from != vip {
+		t.Errorf("late answer %q from %v, %v, want it from %v", who, from, err, vip)
+	}
+}
+
+// Without an endpoint the call fails at once with the errno that tells why, and is counted.
+func TestSockRefused(t *testing.T) {
+	k := newKit(t, on())
+	pod := k.pod(1, 0)
+	for _, test := range []struct {
+		name   string
+		make   func(c kind)
+		want   syscall.Errno
+		reason LayoutDropReason
+	}{
+		{"no endpoint", func(c kind) { k.service(Service{ID: 1}, c.at(80)) }, unix.ECONNREFUSED, LayoutDropReasonDROP_SOCK_REFUSED},
+		{"no local endpoint", func(c kind) {
+			k.backend(1, c.of(1, 8000), BackendServing|BackendCluster)
+			k.service(Service{ID: 1, Flags: ServiceInternalLocal, Cluster: k.set(1), Local: Set{Verdict: VerdictDrop}}, c.at(80))
+		}, unix.EHOSTUNREACH, LayoutDropReasonDROP_SOCK_NO_LOCAL},
+		{"slot of a removed backend", func(c kind) {
+			if err := k.Services().DeleteBackend(1); err != nil {
+				t.Fatal(err)
+			}
+			k.service(Service{ID: 1, Cluster: k.set(1)}, c.at(80))
+		}, unix.ECONNREFUSED, LayoutDropReasonDROP_SOCK_BACKEND},
+		{"no endpoint, with affinity", func(c kind) { k.service(Service{ID: 1, AffinitySeconds: 10}, c.at(80)) },
+			unix.ECONNREFUSED, LayoutDropReasonDROP_SOCK_REFUSED},
+	} {
+		for _, typ := range []int{unix.SOCK_STREAM, unix.SOCK_DGRAM} {
+			for _, c := range kinds(typ) {
+				t.Run(fmt.Sprintf("%s/%d/%s", test.name, typ, c.name), func(t *testing.T) {
+					test.make(c)
+					before := k.drops(test.reason)
+					s := k.socket(c, pod)
+					calls := uint64(1)
+					if err := s.Connect(c.as(c.at(80))); !errors.Is(err, test.want) {
+						t.Errorf("connect: %v, want %v", err, test.want)
+					}
+					if typ == unix.SOCK_DGRAM {
+						calls++
+						if err := s.SendTo("hello", c.as(c.at(80))); !errors.Is(err, test.want) {
+							t.Errorf("sendto: %v, want %v", err, test.want)
+						}
+					}
+					if got := k.drops(test.reason) - before; got != calls {
+						t.Errorf("counted %d times, want %d", got, calls)
+					}
+				})
+			}
+		}
+	}
+}
+
+// internalTrafficPolicy Local chooses from the local set only; otherwise from the cluster set only.
+func TestSockTrafficPolicy(t *testing.T) {
+	k := newKit(t, on())
+	pod := k.pod(1, 0)
+	c := kinds(unix.SOCK_STREAM)[0]
+	for n := uint32(1); n <= 3; n++ {
+		pod.answerTCP(t, c.of(int(n), 8000))
+	}
+	k.backend(1, c.of(1, 8000), BackendServing|BackendCluster)
+	k.backend(2, c.of(2, 8000), BackendServing|BackendCluster)
+	k.backend(3, c.of(3, 8000), BackendServing|BackendInLocal|BackendLocal)
+	cluster, local := k.set(1, 2), k.set(3)
+	for _, test := range []struct {
+		flags ServiceFlag
+		want  map[string]bool
+	}{
+		{0, map[string]bool{c.of(1, 8000): true, c.of(2, 8000): true}},
+		{ServiceExternalLocal, map[string]bool{c.of(1, 8000): true, c.of(2, 8000): true}},
+		{ServiceInternalLocal, map[string]bool{c.of(3, 8000): true}},
+	} {
+		k.service(Service{ID: 1, Flags: test.flags, Cluster: cluster, Local: local}, c.at(80))
+		for range 20 {
+			if who := k.dial(c, pod, c.at(80)); !test.want[who] {
+				t.Errorf("flags %d: chose %s, want one of %v", test.flags, who, test.want)
+			}
+		}
+	}
+}
+
+// dial connects a new socket and returns who answered.
+func (k *kit) dial(c kind, pod podNet, vip string) string {
+	k.t.Helper()
+	s := k.socket(c, pod)
+	defer s.Close()
+	if err := s.Connect(c.as(vip)); err != nil {
+		k.t.Fatal(err)
+	}
+	who, _, err := s.Receive()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return who
+}
+
+// A client stays with its backend over all connections, until its record is too old or the backend leaves the set.
+func TestSockAffinity(t *testing.T) {
+	k := newKit(t, on())
+	pods := []podNet{k.pod(1, 0), k.pod(2, 0)}
+	for i, c := range kinds(unix.SOCK_STREAM)[:2] {
+		t.Run(c.name, func(t *testing.T) {
+			id := uint32(1 + i)
+			ids := map[string]uint32{}
+			var all []uint32
+			for n := 1; n <= 8; n++ {
+				for _, pod := range pods {
+					pod.answerTCP(t, c.of(n, 8000))
+				}
+				b := id*10 + uint32(n)
+				k.backend(b, c.of(n, 8000), inBoth)
+				ids[c.of(n, 8000)] = b
+				all = append(all, b)
+			}
+			// Two addresses of one Service share the record: affinity is by Service port and client.
+			s := Service{ID: id, AffinitySeconds: 10800, Cluster: k.set(all...)}
+			k.service(s, c.at(80))
+			k.service(s, c.at(81))
+			for p, pod := range pods {
+				client := []netip.Addr{pod.addr4, pod.addr6}[i]
+				key := LayoutAffinityKey{Client: addrOf(client), Service: id, Incarnation: id * 100}
+				first := k.dial(c, pod, c.at(80))
+				for n := range 20 {
+					if who := k.dial(c, pod, c.at(80+n%2)); who != first {
+						t.Fatalf("client %d went from %s to %s", p, first, who)
+					}
+				}
+				var record LayoutAffinity
+				if err := k.maps[LayoutMapAffinities].Lookup(key, &record); err != nil {
+					t.Fatalf("record of client %v: %v", client, err)
+				}
+				if record.Backend != ids[first] || record.Incarnation != ids[first]*10 || record.Service != id {
+					t.Errorf("record %+v, want backend %d", record, ids[first])
+				}
+
+				// Out of the set, though serving: chosen again, and stays there.
+				k.backend(ids[first], first, BackendServing)
+				second := k.dial(c, pod, c.at(80))
+				for second == first { // the slots still name it; one in eight draws does
+					if err := k.maps[LayoutMapAffinities].Delete(key); err != nil {
+						t.Fatal(err)
+					}
+					second = k.dial(c, pod, c.at(80))
+				}
+				for range 20 {
+					if who := k.dial(c, pod, c.at(80)); who != second {
+						t.Fatalf("client %d went from %s to %s", p, second, who)
+					}
+				}
+				k.backend(ids[first], first, inBoth)
+
+				// Too old by one second: a new choice, with a new time.
+				if err := k.maps[LayoutMapAffinities].Lookup(key, &record); err != nil {
+					t.Fatal(err)
+				}
+				old := record
+				old.Last -= 10801
+				moved := false
+				for range 40 {
+					if err := k.maps[LayoutMapAffinities].Put(key, old); err != nil {
+						t.Fatal(err)
+					}
+					moved = moved || k.dial(c, pod, c.at(80)) != second
+				}
+				if !moved {
+					t.Errorf("an expired record was followed 40 times")
+				}
+				// Just young enough: followed, and made young again.
+				old.Last = record.Last - 10700
+				if err := k.maps[LayoutMapAffinities].Put(key, old); err != nil {
+					t.Fatal(err)
+				}
+				if who := k.dial(c, pod, c.at(80)); who != second {
+					t.Errorf("a valid record was not followed: %s, want %s", who, second)
+				}
+				if err := k.maps[LayoutMapAffinities].Lookup(key, &old); err != nil || old.Last < record.Last {
+					t.Errorf("the record was not made young: %+v, %v", old, err)
+				}
+			}
+		})
+	}
+}
+
+// What is not the socket path's stays untouched: the address reaches the kernel, which has no route.
+func TestSockLeavesAlone(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		config   Config
+		endpoint EndpointFlag
+		service  ServiceFlag
+		class    FrontendClass
+		unknown  bool // the namespace is no endpoint
+	}{
+		{name: "socket path off", config: Config{}},
+		{name: "off for the pod", config: on(), endpoint: EndpointSocketLBOff},
+		{name: "off for the service", config: on(), service: ServiceSocketOff},
+		{name: "unknown namespace", config: on(), unknown: true},
+		{name: "another class", config: on(), class: FrontendLoadBalancer},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			k := newKit(t, test.config)
+			var pod podNet
+			if test.unknown {
+				pod = newPodNet(t, 1)
+			} else {
+				pod = k.pod(1, test.endpoint)
+			}
+			for _, typ := range []int{unix.SOCK_STREAM, unix.SOCK_DGRAM} {
+				for _, c := range kinds(typ) {
+					k.backend(1, c.of(1, 8000), inBoth)
+					k.service(Service{ID: 1, Flags: test.service, Cluster: k.set(1)}, c.at(80))
+					for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+						f := Frontend{FrontendKey: FrontendKey{Addr: netip.MustParseAddr(c.vip), Port: 80, Protocol: proto}, Service: 1, Class: test.class}
+						if err := k.Services().PutFrontend(f); err != nil {
+							t.Fatal(err)
+						}
+					}
+					s := k.socket(c, pod)
+					if err := s.Connect(c.as(c.at(80))); !errors.Is(err, unix.ENETUNREACH) {
+						t.Errorf("%s: connect: %v, want ENETUNREACH", c.name, err)
+					}
+					if typ == unix.SOCK_DGRAM {
+						if err := s.SendTo("hello", c.as(c.at(80))); !errors.Is(err, unix.ENETUNREACH) {
+							t.Errorf("%s: sendto: %v, want ENETUNREACH", c.name, err)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+// The node's own processes are served under the node's address.
+func TestSockHost(t *testing.T) {
+	node := newPodNet(t, 1)
+	config := on()
+	config.HostCookie = node.Cookie(t)
+	config.Node4 = netip.MustParseAddr("192.0.2.1")
+	config.Node6 = netip.MustParseAddr("2001:db8::1")
+	k := newKit(t, config)
+	for i, c := range kinds(unix.SOCK_STREAM)[:2] {
+		node.answerTCP(t, c.of(1, 8000))
+		id := uint32(1 + i)
+		k.backend(id, c.of(1, 8000), inBoth)
+		k.service(Service{ID: id, AffinitySeconds: 10, Cluster: k.set(id)}, c.at(80))
+		if who := k.dial(c, node, c.at(80)); who != c.of(1, 8000) {
+			t.Errorf("%s: answered by %s", c.name, who)
+		}
+		key := LayoutAffinityKey{Client: addrOf([]netip.Addr{config.Node4, config.Node6}[i]), Service: id, Incarnation: id * 100}
+		var record LayoutAffinity
+		if err := k.maps[LayoutMapAffinities].Lookup(key, &record); err != nil {
+			t.Errorf("%s: the client is not known as the node: %v", c.name, err)
+		}
+	}
+}
+
+// Names survive the agent, also when the next one has the socket path off.
+func TestSockNamesSurviveAgent(t *testing.T) {
+	k := newKit(t, on())
+	pod := k.pod(1, 0)
+	c := kinds(unix.SOCK_DGRAM)[0]
+	pod.answerUDP(t, c.of(1, 8000))
+	k.backend(1, c.of(1, 8000), inBoth)
+	k.service(Service{ID: 1, Cluster: k.set(1)}, c.at(53))
+	vip := c.as(c.at(53))
+	connected, free := k.socket(c, pod), k.socket(c, pod)
+	if err := connected.Connect(vip); err != nil {
+		t.Fatal(err)
+	}
+	check := func(when string) {
+		t.Helper()
+		if err := connected.Send("hello"); err != nil {
+			t.Fatal(err)
+		}
+		if _, from, err := connected.Receive(); err != nil || from != vip {
+			t.Errorf("%s: connected socket: answer from %v, %v, want %v", when, from, err, vip)
+		}
+	}
+	ask := func(when string) {
+		t.Helper()
+		if _, from, err := free.Ask("hello", vip); err != nil || from != vip {
+			t.Errorf("%s: unconnected socket: answer from %v, %v, want %v", when, from, err, vip)
+		}
+	}
+	check("at first")
+	ask("at first")
+	k.close()
+	check("without an agent")
+	ask("without an agent")
+	k.open(on())
+	check("with the next agent")
+	ask("with the next agent")
+	k.close()
+	k.open(Config{})
+	check("with the socket path off")
+	if err := free.SendTo("hello", vip); !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("with the socket path off: sendto: %v, want ENETUNREACH", err)
+	}
+}
+
+// While one Service is flipped between two sets and another one's frontend comes and goes, every connection lands in a set of its own
+// Service and none fails.
+func TestSockFlipUnderLoad(t *testing.T) {
+	k := newKit(t, on())
+	pod := k.pod(1, 0)
+	c := kinds(unix.SOCK_STREAM)[0]
+	for n := uint32(1); n <= 5; n++ {
+		pod.answerTCP(t, c.of(int(n), 8000))
+		k.backend(n, c.of(int(n), 8000), inBoth)
+	}
+	sets := []Set{k.set(1, 2), k.set(3, 4)}
+	k.service(Service{ID: 1, Cluster: sets[0]}, c.at(80))
+	k.service(Service{ID: 2, Cluster: k.set(5)}, c.at(81))
+	stop := make(chan struct{})
+	done := make(chan error, 1)
+	var flips atomic.Int64
+	go func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			key := FrontendKey{Addr: netip.MustParseAddr(c.vip), Port: 81, Protocol: unix.IPPROTO_TCP}
+			err := errors.Join(
+				k.Services().Flip(1, Service{ID: 1, Incarnation: 100, Cluster: sets[i%2]}),
+				k.Services().DeleteFrontend(key),
+				k.Services().PutFrontend(Frontend{FrontendKey: key, Service: 2}))
+			if err != nil {
+				done <- err
+				return
+			}
+			flips.Add(1)
+		}
+	}()
+	seen := map[string]int{}
+	for until := time.Now().Add(2 * time.Second); time.Now().Before(until); {
+		seen[k.dial(c, pod, c.at(80))]++
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if seen[c.of(5, 8000)] != 0 || len(seen) != 4 {
+		t.Errorf("connections by backend: %v, want the first four", seen)
+	}
+	t.Logf("%d flips, connections by backend %v", flips.Load(), seen)
+}
