@@ -38,7 +38,7 @@ func OpenAt(fd int) (*Handle, error) {
 }
 
 func openOwned(ns netns.NsHandle) (*Handle, error) {
-	nl, err := netlink.NewHandleAt(ns)
+	nl, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open netlink: %w", err), ns.Close())
 	}
