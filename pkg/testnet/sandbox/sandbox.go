@@ -21,6 +21,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -258,7 +259,37 @@ func newNamespace(addrs []string) (*os.File, error) {
 	if err := h.SetAddresses(1, all); err != nil {
 		return nil, err
 	}
+	for _, a := range all {
+		if err := reachable(a); err != nil {
+			return nil, err
+		}
+	}
 	return os.Open("/proc/thread-self/ns/net")
+}
+
+// reachable returns when the thread's namespace has a route to one of its own addresses. The kernel makes that of an IPv6 address in a work
+// queue after it has the address, and says nothing when it is done.
+func reachable(a netip.Addr) error {
+	domain, sa := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: 9})
+	if a.Is4() {
+		sa.(*unix.SockaddrInet4).Addr = a.As4()
+	} else {
+		domain, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: 9, Addr: a.As16()}
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for until := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		err := unix.Connect(fd, sa)
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(until) {
+			return fmt.Errorf("reach own address %s: %w", a, err)
+		}
+	}
 }
 
 // loopbackUp raises the flag of the device; a new namespace has it down.
