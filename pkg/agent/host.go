@@ -7,12 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/pkg/bpf"
 )
 
 // Names inside the run directory.
@@ -87,23 +92,33 @@ func cgroupRoot(configured, mountinfo string) (string, error) {
 	return configured, nil
 }
 
-// findCgroup2 reads a mount table (proc(5), /proc/pid/mountinfo) for the root of the cgroup v2 hierarchy. A bind mount of a part of it
-// would miss processes, so only a mount of its root counts; the shortest path wins.
+// findCgroup2 reads a mount table (proc(5), /proc/pid/mountinfo) for the root of the cgroup v2 hierarchy. A mount of a part of it would
+// miss processes, so only a mount of the root counts; the shortest path wins. In a container with a cgroup namespace of its own "/" is that
+// container's part, and a mount from the host shows as "/../..": the highest one is the root.
 func findCgroup2(mountinfo string) (string, error) {
 	f, err := os.Open(mountinfo)
 	if err != nil {
 		return "", fmt.Errorf("read mount table: %w", err)
 	}
 	defer f.Close()
-	found := ""
+	heights := map[string]int{} // mount point -> how far above the cgroup namespace's root it begins
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		mount, fs, ok := strings.Cut(lines.Text(), " - ")
 		fields, kind := strings.Fields(mount), strings.Fields(fs)
-		if !ok || len(fields) < 5 || len(kind) < 1 || kind[0] != "cgroup2" || fields[3] != "/" {
+		if !ok || len(fields) < 5 || len(kind) < 1 {
 			continue
 		}
-		if path := unescape(fields[4]); found == "" || len(path) < len(found) {
-			found = path
+		point := unescape(fields[4])
+		delete(heights, point) // a later mount hides the one before
+		up := strings.ReplaceAll(fields[3], "/..", "")
+		if kind[0] == "cgroup2" && (up == "" || up == "/") {
+			heights[point] = strings.Count(fields[3], "/..")
+		}
+	}
+	found := ""
+	for _, point := range slices.Sorted(maps.Keys(heights)) {
+		if found == "" || heights[point] > heights[found] || heights[point] == heights[found] && len(point) < len(found) {
+			found = point
 		}
 	}
 	if found == "" {
@@ -126,4 +141,20 @@ func unescape(s string) string {
 		b.WriteByte(s[i])
 	}
 	return b.String()
+}
+
+// checkHost refuses a host on which the dataplane cannot work, by the names of all that it lacks, before anything is touched. It returns
+// the cgroup of the socket programs.
+func checkHost(c Config, log *slog.Logger) (cgroup string, err error) {
+	cgroup, err = cgroupRoot(c.CgroupRoot, "/proc/self/mountinfo")
+	features := bpf.Probe()
+	if err := errors.Join(err, checkBPFFS(c.BPFFSDir), bpf.Missing(features)); err != nil {
+		return "", err
+	}
+	for _, f := range features {
+		if !f.OK() {
+			log.Info("kernel lacks a feature, another way is taken", "feature", f.Name, "for", f.What, "error", f.Err)
+		}
+	}
+	return cgroup, nil
 }

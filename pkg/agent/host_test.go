@@ -50,12 +50,19 @@ func TestCgroupRoot(t *testing.T) {
 33 22 0:26 / /mnt/a\040longer\040path/cgroup/unified rw - cgroup2 cgroup2 rw
 `
 	const escaped = `31 22 0:26 / /mnt/c\040g rw - cgroup2 cgroup2 rw`
+	const container = `40 39 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup rw
+41 39 0:26 /../../.. /host/cgroup rw - cgroup2 cgroup2 rw`
+	const hidden = `31 22 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw
+32 22 0:20 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+33 32 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw`
 	const none = `32 22 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu`
 	for _, test := range []struct {
 		name, table, configured, want, wantErr string
 	}{
 		{"found, not the bind mount", hybrid, "", "/sys/fs/cgroup/unified", ""},
 		{"path with a blank", escaped, "", "/mnt/c g", ""},
+		{"the host's, in a container", container, "", "/host/cgroup", ""},
+		{"not the one that is hidden", hidden, "", "/sys/fs/cgroup/unified", ""},
 		{"none", none, "", "", "no cgroup2 mount"},
 		{"configured elsewhere", hybrid, "/tmp", "", "--cgroup-root /tmp: not on a cgroup v2"},
 		{"configured and missing", hybrid, "/no/such", "", "--cgroup-root /no/such"},
