@@ -1,0 +1,544 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package service
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fairlead/fairlead/pkg/bpf"
+	"github.com/fairlead/fairlead/pkg/cluster"
+	"github.com/fairlead/fairlead/pkg/reconcile"
+)
+
+var (
+	propertySeed = flag.Uint64("seed", 0, "run the random worlds of this seed only")
+	propertyRuns = flag.Int("worlds", 60, "number of random worlds")
+)
+
+// crash is what a killed agent looks like from inside: it stops at a write, and nothing is cleaned up.
+type crash struct{}
+
+// trial drives a Proxy through one random history and looks at the maps, as a program would, after every write.
+type trial struct {
+	t     *testing.T
+	rand  *rand.Rand
+	m     *model
+	w     *world
+	proxy *Proxy
+	now   time.Time
+
+	faults  int // per cent of writes and stages that fail
+	crashes int // in ten thousand: writes after which the agent is killed
+	log     []string
+
+	// What a program may find since the last event, by frontend: what it found before, and what it should find now.
+	old    map[bpf.FrontendKey]outcome
+	target expected
+	former map[Key]outcome             // of the services that the frontends should lead to
+	left   map[bpf.FrontendKey]outcome // what is right now for the service that a frontend led to before
+	seen   map[bpf.FrontendKey][3]bool
+
+	readers []*reader
+	meaning map[bpf.ID]string // what a backend id and incarnation meant first
+	stats   struct{ writes, crashes, faults, readers, batches int }
+}
+
+// reader is a program that is slow: between its reads anything may be written, but no grace period ends before it does.
+type reader struct {
+	key     bpf.FrontendKey
+	local   bool
+	step    int
+	service uint32
+	set     bpf.Set
+	slot    uint32
+	allowed []string // sets that it may have read
+}
+
+func TestRandomHistories(t *testing.T) {
+	if *propertySeed != 0 {
+		history(t, *propertySeed)
+		return
+	}
+	for i := range *propertyRuns {
+		seed := uint64(i + 1)
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			t.Parallel()
+			history(t, seed)
+		})
+	}
+}
+
+func history(t *testing.T, seed uint64) {
+	r := &trial{
+		t: t, rand: rand.New(rand.NewPCG(seed, 1)), m: newModel(), w: newWorld("here"), now: time.Unix(1000, 0),
+		faults: 10, crashes: 20, meaning: map[bpf.ID]string{},
+	}
+	if seed%4 == 3 {
+		r.m.frontendCap, r.m.slotCap, r.m.backendCap, r.m.serviceCap = 14, 96, 80, 24 // some of it fills up
+	}
+	if seed%7 == 0 {
+		r.faults, r.crashes = 0, 0
+	}
+	r.m.fault = func(string) error { return r.maybe("write") }
+	r.m.after = r.look
+	r.m.grace = func() error {
+		if err := r.maybe("grace"); err != nil {
+			return err
+		}
+		for _, x := range r.readers {
+			for x.step < 5 {
+				r.read(x)
+			}
+		}
+		r.readers = nil
+		return nil
+	}
+	r.start()
+	for range 120 {
+		r.event()
+		for r.rand.IntN(3) > 0 {
+			r.wait()
+		}
+		if r.rand.IntN(12) == 0 {
+			r.restart("clean")
+		}
+	}
+	if seed%4 != 3 {
+		r.settle()
+		r.compareAll()
+		// A restart with nothing new writes nothing.
+		r.restart("clean")
+		r.settle()
+		r.compareAll()
+	}
+	var gone cluster.Batch
+	for _, c := range r.w.all().Changes {
+		if c.Kind != cluster.NodeKind {
+			gone.Changes = append(gone.Changes, cluster.Change{Kind: c.Kind, Key: c.Key})
+		}
+	}
+	r.apply(gone)
+	r.settle()
+	r.compareAll()
+	m := r.m
+	if n := len(m.frontends) + len(m.ips) + len(m.services) + len(m.backends) + len(m.ids[bpf.IDService]) + len(m.ids[bpf.IDBackend]); n != 0 {
+		r.fatalf("left behind: %v %v %v %v %v", m.frontends, m.ips, m.services, m.backends, m.ids)
+	}
+	if s := r.proxy; s.space.used != 0 || len(s.space.starts) != 1 || len(s.ports) != 0 || len(s.frontends) != 0 || len(s.ips) != 0 || s.placed != 0 {
+		r.fatalf("not forgotten: %+v %d slots in %d free ranges, %d ports, %d frontends, %d IPs, %d placed", portNames(s), s.space.used, len(s.space.starts),
+			len(s.ports), len(s.frontends), len(s.ips), s.placed)
+	}
+	t.Logf("%+v", r.stats)
+}
+
+func (r *trial) fatalf(format string, args ...any) {
+	r.t.Helper()
+	tail := r.log
+	if len(tail) > 60 {
+		tail = tail[len(tail)-60:]
+	}
+	r.t.Fatalf("%s\n%s", fmt.Sprintf(format, args...), strings.Join(tail, "\n"))
+}
+
+func (r *trial) logf(format string, args ...any) { r.log = append(r.log, fmt.Sprintf(format, args...)) }
+
+func (r *trial) maybe(what string) error {
+	if r.rand.IntN(100) < r.faults {
+		r.stats.faults++
+		r.logf("  fault: %s", what)
+		return errFault
+	}
+	return nil
+}
+
+// start makes an agent that knows nothing and feeds it the world.
+func (r *trial) start() {
+	for {
+		p, err := New(Config{
+			Node: "here", Tables: r.m, IDs: r.m,
+			Fault: func(s reconcile.Stage, name string) error {
+				if r.rand.IntN(5) > 0 {
+					return nil
+				}
+				return r.maybe(s.String() + " " + name)
+			},
+			Now: func() time.Time { return r.now },
+		})
+		if err != nil {
+			r.fatalf("new: %v", err)
+		}
+		r.proxy = p
+		// In any order and in pieces; nothing may be written before the last one.
+		b := r.w.all()
+		r.rand.Shuffle(len(b.Changes), func(i, j int) { b.Changes[i], b.Changes[j] = b.Changes[j], b.Changes[i] })
+		before := r.m.writes
+		n := r.rand.IntN(len(b.Changes) + 1)
+		p.Apply(cluster.Batch{Changes: b.Changes[:n]})
+		p.Apply(cluster.Batch{Changes: b.Changes[n:], Synced: b.Synced[:2]})
+		if len(r.w.nodes) == 0 && r.m.writes != before {
+			r.fatalf("%d writes before the gate", r.m.writes-before)
+		}
+		if r.guard(func() { p.Apply(cluster.Batch{Synced: b.Synced}) }) {
+			return
+		}
+	}
+}
+
+// guard runs f as an agent that may be killed. False when it was.
+func (r *trial) guard(f func()) (alive bool) {
+	defer func() {
+		if x := recover(); x != nil {
+			if _, ok := x.(crash); !ok {
+				r.logf("panic: %v", x)
+				fmt.Println(strings.Join(r.log, "\n"))
+				panic(x)
+			}
+			r.stats.crashes++
+			r.logf("killed")
+		}
+	}()
+	f()
+	return true
+}
+
+// restart replaces the agent; the maps stay.
+func (r *trial) restart(how string) {
+	r.logf("restart: %s", how)
+	r.expect()
+	r.start()
+}
+
+// apply makes an event happen: from now on a program may find what it found before, or what is right after the event.
+func (r *trial) apply(b cluster.Batch) {
+	r.stats.batches++
+	r.w.apply(b)
+	r.expect()
+	r.logf("batch: %s", describe(b))
+	if !r.guard(func() { r.proxy.Apply(b) }) {
+		r.restart("killed")
+	}
+}
+
+// expect notes what a program finds now, and what it should.
+func (r *trial) expect() {
+	e := r.w.oracle()
+	r.old, r.former, r.seen = map[bpf.FrontendKey]outcome{}, map[Key]outcome{}, map[bpf.FrontendKey][3]bool{}
+	r.left = map[bpf.FrontendKey]outcome{}
+	for k := range r.m.frontends {
+		r.old[k] = r.m.frontend(k)
+	}
+	for k, want := range e.services {
+		if id, ok := r.m.ids[bpf.IDService][bpf.Sign(k.description())]; ok {
+			if s := r.m.services[id.ID]; s.Incarnation == id.Incarnation {
+				r.former[k] = r.m.service(id.ID)
+			}
+			for f, at := range r.m.frontends {
+				if at.Service == id.ID {
+					r.left[f] = want
+				}
+			}
+		}
+	}
+	r.target = e
+}
+
+// wait lets time pass and does what is due.
+func (r *trial) wait() {
+	r.now = r.now.Add(time.Duration(r.rand.IntN(1500)) * time.Millisecond)
+	r.logf("wait until %d ms", r.now.UnixMilli())
+	if !r.guard(func() { _ = r.proxy.tend() }) {
+		r.restart("killed")
+	}
+}
+
+// settle waits without faults until nothing is left to do.
+func (r *trial) settle() {
+	faults, crashes := r.faults, r.crashes
+	r.faults, r.crashes = 0, 0
+	defer func() { r.faults, r.crashes = faults, crashes }()
+	for i := 0; ; i++ {
+		if _, busy := r.proxy.next(); !busy {
+			return
+		}
+		if i == 50 {
+			r.fatalf("not settled: %+v, %v", r.proxy.Stats(), r.proxy.Conditions())
+		}
+		r.now = r.now.Add(time.Minute)
+		if err := r.proxy.tend(); err != nil {
+			r.fatalf("tend: %v", err)
+		}
+	}
+}
+
+// compareAll holds the whole maps against the oracle.
+func (r *trial) compareAll() {
+	r.t.Helper()
+	for k, want := range r.target.frontends {
+		if got := r.m.frontend(k); got != want {
+			r.fatalf("frontend %s is %+v, want %+v\n%v", k, got, want, r.proxy.Conditions())
+		}
+	}
+	for k := range r.m.frontends {
+		if _, ok := r.target.frontends[k]; !ok {
+			r.fatalf("frontend %s should not be there", k)
+		}
+	}
+	if got, want := fmt.Sprint(r.m.ips), fmt.Sprint(r.target.ips); got != want {
+		r.fatalf("cluster IPs are %s, want %s", got, want)
+	}
+	for k, want := range r.target.services {
+		id := r.m.ids[bpf.IDService][bpf.Sign(k.description())]
+		if got := r.m.service(id.ID); got != want {
+			r.fatalf("service %s is %+v, want %+v", k, got, want)
+		}
+	}
+	var used uint32
+	for _, s := range r.m.services {
+		used += (s.Cluster.Length+1)&^1 + (s.Local.Length+1)&^1
+	}
+	if used != r.proxy.space.used {
+		r.fatalf("%d slots reserved, %d in use", r.proxy.space.used, used)
+	}
+}
+
+// look is the invariant. It runs after every write.
+func (r *trial) look(what string) {
+	r.stats.writes++
+	r.logf("  %s", what)
+	for k := range r.m.frontends {
+		r.lookAt(k)
+	}
+	for k := range r.old {
+		r.lookAt(k)
+	}
+	for _, b := range r.m.backends {
+		is := fmt.Sprint(netip.AddrPortFrom(b.Addr, b.Port), b.Protocol)
+		id := bpf.ID{ID: b.ID, Incarnation: b.Incarnation}
+		if was, ok := r.meaning[id]; ok && was != is {
+			r.fatalf("backend %v meant %s and means %s", id, was, is)
+		}
+		r.meaning[id] = is
+	}
+	for range 2 {
+		if len(r.readers) < 8 && len(r.m.frontends) > 0 && r.rand.IntN(3) == 0 {
+			all, _ := r.m.Frontends()
+			r.readers = append(r.readers, &reader{key: all[r.rand.IntN(len(all))].FrontendKey, local: r.rand.IntN(2) == 0})
+			r.stats.readers++
+		}
+	}
+	for _, x := range r.readers {
+		if r.rand.IntN(3) == 0 {
+			r.read(x)
+		}
+	}
+	r.readers = slices.DeleteFunc(r.readers, func(x *reader) bool { return x.step == 5 })
+	if r.rand.IntN(10000) < r.crashes {
+		panic(crash{})
+	}
+}
+
+// lookAt checks what a program finds at one frontend: all of the old state or all of the new, word by word, and never the old one again
+// once it was the new one. Where the frontend moves from one service to another, it may find the new state of the one before it moves,
+// and the old state of the other one when that could not be changed yet.
+func (r *trial) lookAt(k bpf.FrontendKey) {
+	got := r.m.frontend(k)
+	old, ok := r.old[k]
+	if !ok {
+		old = absent
+	}
+	want, ok := r.target.frontends[k]
+	if !ok {
+		want = absent
+	}
+	former, ok := r.former[r.target.owner[k]]
+	if !ok {
+		former = want
+	}
+	left, ok := r.left[k]
+	if !ok {
+		left = want
+	}
+	// The same words by chance at another service are not the new state.
+	there := r.m.frontends[k].Service == r.m.ids[bpf.IDService][bpf.Sign(r.target.owner[k].description())].ID
+	seen := r.seen[k]
+	for i, part := range [][5]string{
+		{got.Cluster, old.Cluster, want.Cluster, former.Cluster, left.Cluster},
+		{got.Local, old.Local, want.Local, former.Local, left.Local},
+		{got.Config, old.Config, want.Config, former.Config, left.Config},
+	} {
+		switch {
+		case part[0] == part[2]:
+			seen[i] = seen[i] || there
+		case seen[i]:
+			r.fatalf("frontend %s went back to %q from %q", k, part[0], part[2])
+		case part[0] != part[1] && part[0] != part[3] && part[0] != part[4]:
+			r.fatalf("frontend %s gives %q; before %q, wanted %q", k, part[0], part[1], part[2])
+		}
+	}
+	r.seen[k] = seen
+}
+
+// read lets a slow reader do its next read.
+func (r *trial) read(x *reader) {
+	switch x.step {
+	case 0:
+		f, ok := r.m.frontends[x.key]
+		if !ok {
+			x.step = 4 // nobody is there
+			break
+		}
+		x.service = f.Service
+	case 1:
+		s, ok := r.m.services[x.service]
+		if !ok || s.Incarnation == 0 {
+			r.fatalf("a reader of frontend %s came to service %d, which is gone", x.key, x.service)
+		}
+		x.set = s.Cluster
+		if x.local {
+			x.set = s.Local
+		}
+		x.allowed = strings.Fields(r.m.set(x.set))
+		if x.set.Length == 0 {
+			x.step = 4
+		}
+	case 2:
+		x.slot = r.m.slots[x.set.Offset+uint32(r.rand.IntN(int(x.set.Length)))]
+	case 3:
+		b, ok := r.m.backends[x.slot]
+		at := netip.AddrPortFrom(b.Addr, b.Port).String()
+		if !ok || !slices.Contains(x.allowed, at) {
+			r.fatalf("a reader of frontend %s came to backend %d, %s, of a set of %q", x.key, x.slot, at, x.allowed)
+		}
+	}
+	x.step++
+}
+
+// event makes a few random things happen at once.
+func (r *trial) event() {
+	var b cluster.Batch
+	for range 1 + r.rand.IntN(4) {
+		b.Changes = append(b.Changes, r.change())
+	}
+	r.apply(b)
+}
+
+func (r *trial) pick(n int) int { return r.rand.IntN(n) }
+
+func (r *trial) chance(percent int) bool { return r.rand.IntN(100) < percent }
+
+func (r *trial) change() cluster.Change {
+	name := fmt.Sprint("s", r.pick(6))
+	key := cluster.Key{Namespace: "ns", Name: name}
+	switch n := r.pick(20); {
+	case n == 0:
+		return cluster.Change{Kind: cluster.ServiceKind, Key: key}
+	case n < 5:
+		return cluster.Change{Kind: cluster.ServiceKind, Key: key, Value: r.service(key)}
+	case n == 5:
+		node := []string{"here", "there", "far"}[r.pick(3)]
+		return cluster.Change{Kind: cluster.NodeKind, Key: cluster.Key{Name: node}, Value: &cluster.Node{
+			Name: node, Zone: []string{"", "a", "b"}[r.pick(3)], InternalIPs: []netip.Addr{addr4(10, 1, byte(r.pick(8)))},
+		}}
+	case n < 8:
+		return cluster.Change{Kind: cluster.SliceKind, Key: cluster.Key{Namespace: "ns", Name: fmt.Sprint("slice", r.pick(10))}}
+	}
+	slice := fmt.Sprint("slice", r.pick(10))
+	return cluster.Change{Kind: cluster.SliceKind, Key: cluster.Key{Namespace: "ns", Name: slice}, Value: r.slice(slice, name)}
+}
+
+func addr4(b, c, d byte) netip.Addr { return netip.AddrFrom4([4]byte{10, b, c, d}) }
+
+func addr6(c, d byte) netip.Addr { return netip.AddrFrom16([16]byte{0: 0xfd, 14: c, 15: d}) }
+
+func (r *trial) service(k cluster.Key) *cluster.Service {
+	s := &cluster.Service{
+		Namespace: k.Namespace, Name: k.Name, UID: fmt.Sprint("uid", r.pick(3)), Created: time.Unix(int64(100+r.pick(3)), 0),
+		InternalLocal: r.chance(25), ExternalLocal: r.chance(25),
+	}
+	if !r.chance(20) {
+		s.ClusterIPs = append(s.ClusterIPs, addr4(0, 0, byte(r.pick(5))))
+	}
+	if r.chance(40) {
+		s.ClusterIPs = append(s.ClusterIPs, addr6(0, byte(r.pick(5))))
+	}
+	if r.chance(30) {
+		s.LoadBalancerIPs = append(s.LoadBalancerIPs, addr4(0, 0, byte(r.pick(8))))
+	}
+	if r.chance(30) {
+		s.ExternalIPs = append(s.ExternalIPs, addr4(0, 0, byte(r.pick(8))), addr6(0, byte(r.pick(8))))
+	}
+	if r.chance(20) {
+		s.AffinitySeconds = 1 + r.pick(2)
+	}
+	for i, name := range []string{"a", "b", "c"} {
+		if r.chance(60) {
+			p := cluster.ServicePort{Name: name, Protocol: []cluster.Protocol{cluster.TCP, cluster.UDP, cluster.TCP}[i], Port: uint16(80 + r.pick(2))}
+			if p.Name == "c" {
+				p.Port += 2
+			}
+			if r.chance(30) {
+				p.NodePort = uint16(30000 + r.pick(3))
+			}
+			s.Ports = append(s.Ports, p)
+		}
+	}
+	return s
+}
+
+func (r *trial) slice(name, service string) *cluster.Slice {
+	s := &cluster.Slice{Namespace: "ns", Name: name, Service: service, IPv6: r.chance(25)}
+	for _, p := range []cluster.SlicePort{{Name: "a", Protocol: cluster.TCP, Port: 8080}, {Name: "b", Protocol: cluster.UDP, Port: 53}, {Name: "c", Protocol: cluster.TCP, Port: 8081}} {
+		if r.chance(80) {
+			p.Port += uint16(r.pick(2))
+			s.Ports = append(s.Ports, p)
+		}
+	}
+	hints := r.pick(3)
+	for range r.pick(5) {
+		e := cluster.Endpoint{
+			Addr: addr4(1, 0, byte(r.pick(8))), Ready: r.chance(70), Serving: r.chance(80), Terminating: r.chance(20),
+			Node: []string{"here", "there", "far", ""}[r.pick(4)],
+		}
+		if s.IPv6 {
+			e.Addr = addr6(1, byte(r.pick(8)))
+		}
+		if hints == 1 || r.chance(20) {
+			e.ForZones = []string{"a", "b"}[r.pick(2):]
+		}
+		if hints == 2 || r.chance(20) {
+			e.ForNodes = []string{"here", "there", "far"}[r.pick(3):]
+		}
+		s.Endpoints = append(s.Endpoints, e)
+	}
+	return s
+}
+
+func describe(b cluster.Batch) string {
+	var all []string
+	for _, c := range b.Changes {
+		switch v := c.Value.(type) {
+		case *cluster.Service:
+			all = append(all, fmt.Sprintf("service %s %v lb=%v ext=%v %v local=%v/%v", v.Name, v.ClusterIPs, v.LoadBalancerIPs, v.ExternalIPs, v.Ports, v.InternalLocal, v.ExternalLocal))
+		case *cluster.Slice:
+			all = append(all, fmt.Sprintf("slice %s of %s v6=%v %v %d endpoints", v.Name, v.Service, v.IPv6, v.Ports, len(v.Endpoints)))
+		default:
+			all = append(all, fmt.Sprintf("%v %v %+v", c.Kind, c.Key, c.Value))
+		}
+	}
+	return strings.Join(all, "; ")
+}
+
+func portNames(s *Proxy) (all []string) {
+	for _, p := range s.ports {
+		all = append(all, fmt.Sprintf("%s id=%v installed=%v want=%v leaving=%d backends=%d frontends=%d", p.name(), p.id, p.installed, p.want != nil, p.leaving,
+			len(p.backends), p.frontends))
+	}
+	return all
+}
