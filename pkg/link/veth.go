@@ -235,7 +235,7 @@ func (v *Veths) Open(p *Pair, spec Veth, f Filters) error {
 	if err := v.host(func(w *wire) error { return w.do(hostSide(p.HostIndex, spec)) }); err != nil {
 		return fmt.Errorf("open host side of %s: %w", spec.Host, err)
 	}
-	if err := hostSysctls(spec.Host); err != nil {
+	if err := InNamespace(int(v.ns.Fd()), func() error { return hostSysctls(spec.Host) }); err != nil {
 		return err
 	}
 	if err := p.pod.do(podSide(p.PodIndex, spec)); err != nil {
