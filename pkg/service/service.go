@@ -277,6 +277,7 @@ func (s *Proxy) tend() error {
 			s.failedIPs.Hurry(now)
 		}
 		s.again(now)
+		s.cfg.Tables.SetSlotsUsed(s.space.used)
 	}
 	silenced := s.silenced
 	s.silenced = false

@@ -3,6 +3,7 @@
 package service
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fairlead/fairlead/pkg/bpf"
+	"github.com/fairlead/fairlead/pkg/reconcile"
 )
 
 // View is a service as people see it: what is in force, not what is wanted; Conditions says where both differ.
@@ -121,13 +123,13 @@ func (s *Proxy) view(p *port) View {
 				v.Conditions = append(v.Conditions, fmt.Sprintf("frontend %s: %s has it", want.FrontendKey, fv.HeldBy))
 			}
 			if e := s.failedFrontends.Get(want.FrontendKey); e != nil {
-				v.Conditions = append(v.Conditions, e.Err.Error())
+				v.Conditions = append(v.Conditions, reason(e.Err))
 			}
 			v.Frontends = append(v.Frontends, fv)
 		}
 	}
 	if e := s.failedPorts.Get(p.sig); e != nil {
-		v.Conditions = append(v.Conditions, e.Err.Error())
+		v.Conditions = append(v.Conditions, reason(e.Err))
 	}
 	if p.held != "" {
 		v.Conditions = append(v.Conditions, p.held)
@@ -148,7 +150,7 @@ func (s *Proxy) Conditions() []Condition {
 	}
 	for _, p := range s.ports {
 		if e := s.failedPorts.Get(p.sig); e != nil && p.want != nil {
-			all = append(all, Condition{Object: p.name(), Message: e.Err.Error(), Since: e.Since, Tries: e.Tries})
+			all = append(all, Condition{Object: p.name(), Message: reason(e.Err), Since: e.Since, Tries: e.Tries})
 		}
 		if p.held != "" {
 			all = append(all, Condition{Object: p.name(), Message: p.held})
@@ -156,7 +158,7 @@ func (s *Proxy) Conditions() []Condition {
 	}
 	for k, f := range s.frontends {
 		if e := s.failedFrontends.Get(k); e != nil {
-			all = append(all, Condition{Object: "frontend " + k.String(), Message: e.Err.Error(), Since: e.Since, Tries: e.Tries})
+			all = append(all, Condition{Object: "frontend " + k.String(), Message: reason(e.Err), Since: e.Since, Tries: e.Tries})
 		}
 		for i, c := range f.claims {
 			if i > 0 {
@@ -166,7 +168,7 @@ func (s *Proxy) Conditions() []Condition {
 	}
 	for a := range s.ips {
 		if e := s.failedIPs.Get(a); e != nil {
-			all = append(all, Condition{Object: "cluster IP " + a.String(), Message: e.Err.Error(), Since: e.Since, Tries: e.Tries})
+			all = append(all, Condition{Object: "cluster IP " + a.String(), Message: reason(e.Err), Since: e.Since, Tries: e.Tries})
 		}
 	}
 	for _, r := range s.records {
@@ -181,6 +183,15 @@ func (s *Proxy) Conditions() []Condition {
 		return strings.Compare(a.Message, b.Message)
 	})
 	return all
+}
+
+// reason is why a change failed, without the name of its object.
+func reason(err error) string {
+	var e *reconcile.Error
+	if errors.As(err, &e) {
+		return e.Err.Error()
+	}
+	return err.Error()
 }
 
 func policyName(local bool) string {
