@@ -244,6 +244,11 @@ static __always_inline int sock_send(struct bpf_sock_addr *ctx, struct addr *dst
 	cookie = bpf_get_socket_cookie(ctx);
 	if (at < 0 && s->overflowed && sock_overflow_find(cookie, dst, *port, SOCK_FRONTEND, &old) && old.service == f.service &&
 	    sock_pair_serves(&old)) {
+		if (old.used != s->clock) { /* no longer the last one asked: it is again */
+			old.used = ++s->clock;
+			sock_overflow_put(cookie, &old, SOCK_FRONTEND);
+			sock_overflow_put(cookie, &old, SOCK_BACKEND);
+		}
 		*dst = old.backend;
 		*port = old.backend_port;
 		return 1;
@@ -315,14 +320,15 @@ static __always_inline bool sock_received(struct bpf_sock_addr *ctx, struct addr
 			best = age;
 		}
 	}
-	if (at >= 0 && at < SOCK_PAIRS) {
-		*src = s->pair[at].frontend;
-		*port = s->pair[at].frontend_port;
+	if (s->overflowed && sock_overflow_find(bpf_get_socket_cookie(ctx), src, *port, SOCK_BACKEND, &old) &&
+	    (at < 0 || s->clock - old.used < best)) {
+		*src = old.frontend;
+		*port = old.frontend_port;
 		return true;
 	}
-	if (!s->overflowed || !sock_overflow_find(bpf_get_socket_cookie(ctx), src, *port, SOCK_BACKEND, &old))
+	if (at < 0 || at >= SOCK_PAIRS)
 		return false;
-	*src = old.frontend;
-	*port = old.frontend_port;
+	*src = s->pair[at].frontend;
+	*port = s->pair[at].frontend_port;
 	return true;
 }

@@ -34,7 +34,6 @@ struct sock_common {
 	__be16 skc_dport;
 	__u16 skc_num;
 	unsigned short skc_family;
-	volatile unsigned char skc_state;
 	int skc_bound_dev_if;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
@@ -84,12 +83,13 @@ static __always_inline struct addr stale_addr6(const struct in6_addr *a)
 	return (struct addr){ .words = { a->in6_u.u6_addr32[0], a->in6_u.u6_addr32[1], a->in6_u.u6_addr32[2], a->in6_u.u6_addr32[3] } };
 }
 
-/* Is the socket a connected UDP socket that still has the peer of its pair, and does that backend not serve any more? */
+/* Is it a UDP socket that is still connected to the backend of its pair, and does that not serve any more? One that is not connected has no
+ * remote port. */
 static __always_inline bool stale(const struct sock *sk, const struct sock_peer *peer, struct stale_socket *s)
 {
 	__u16 family = sk->__sk_common.skc_family;
 
-	if (sk->sk_protocol != STALE_UDP || sk->__sk_common.skc_state != BPF_TCP_ESTABLISHED)
+	if (sk->sk_protocol != STALE_UDP)
 		return false;
 	if (family == STALE_AF_INET) {
 		s->local = addr_from_v4(sk->__sk_common.skc_rcv_saddr);

@@ -184,6 +184,26 @@ func TestStaleSockets(t *testing.T) {
 	}
 }
 
+// While the socket path was off, nobody noted that the socket was connected to somebody else.
+func TestStaleSocketsOtherPeer(t *testing.T) {
+	k := newKit(t, on())
+	pod := k.pod(1, 0)
+	die := k.dying()
+	c := kinds(unix.SOCK_DGRAM)[0]
+	u := k.connected(c, pod, c.at(53))
+	k.close()
+	k.open(Config{})
+	if err := u.Connect(c.as(c.of(2, 8000))); err != nil {
+		t.Fatal(err)
+	}
+	die()
+	s := k.stale()
+	k.wantNamespaces(s)
+	if found := destroy(t, s, pod); len(found) != 0 || aborted(t, u) {
+		t.Errorf("destroyed %v", found)
+	}
+}
+
 // More stale sockets than one read of an iterator holds.
 func TestStaleSocketsMany(t *testing.T) {
 	const sockets = 1500
