@@ -51,13 +51,13 @@ static __always_inline int outer_source(struct __sk_buff *skb, struct addr *node
 /* The inner source must be in a pod CIDR of the node that the outer source names: then nobody speaks for another node's pods. */
 static __always_inline int check_source(const struct pkt *p, const struct addr *node, struct target *peer)
 {
-	struct addr known;
-	__u32 flags = 0, mtu;
+	__u32 *sender = bpf_map_lookup_elem(&peer_nodes, node);
+	__u32 flags = 0;
 
+	if (!sender)
+		return -DROP_OVERLAY_SOURCE;
 	*peer = peer_of(&p->tuple.src, &flags);
-	if (peer->id && peer_read(peer, &known, &mtu) && addr_equal(&known, node))
-		return 0;
-	return bpf_map_lookup_elem(&peer_nodes, node) ? -DROP_OVERLAY_INNER : -DROP_OVERLAY_SOURCE;
+	return peer->id && peer->id == *sender ? 0 : -DROP_OVERLAY_INNER;
 }
 
 /* For the node itself: its stack takes only frames that carry its device's address. */
@@ -73,6 +73,7 @@ static __always_inline int deliver_node(struct __sk_buff *skb)
 
 static __always_inline int deliver_here(struct __sk_buff *skb, struct pkt *p, __u8 kind, struct target t)
 {
+	struct addr own4 = config_addr(&cfg.overlay4), own6 = config_addr(&cfg.overlay6);
 	__u32 ifindex;
 	__u8 mac[6];
 
@@ -80,7 +81,7 @@ static __always_inline int deliver_here(struct __sk_buff *skb, struct pkt *p, __
 		goto pod;
 	if (endpoint_of_addr(&p->tuple.dst, &t) && endpoint_read(&t, &ifindex, mac))
 		goto pod;
-	if (addr_equal(&p->tuple.dst, (struct addr *)&cfg.overlay4) || addr_equal(&p->tuple.dst, (struct addr *)&cfg.overlay6))
+	if (addr_equal(&p->tuple.dst, &own4) || addr_equal(&p->tuple.dst, &own6))
 		return deliver_node(skb);
 	return -DROP_OVERLAY_NO_POD;
 pod:
@@ -95,6 +96,7 @@ static __always_inline int from_overlay_ip(struct __sk_buff *skb, struct wire_sc
 	struct pkt *p = &s->pkt;
 	struct flow_hit hit = {};
 	struct target peer = {}, self = {};
+	bool known_flow;
 	struct addr node = {}, known;
 	__u32 mtu;
 	int err;
@@ -106,7 +108,12 @@ static __always_inline int from_overlay_ip(struct __sk_buff *skb, struct wire_sc
 		err = check_source(p, &node, &peer);
 		return err ? err : deliver_here(skb, p, TARGET_STACK, self);
 	}
-	if (flow_find(&p->tuple, &hit)) {
+	known_flow = flow_find(&p->tuple, &hit);
+	if (known_flow && flow_over(&hit, p->tcp_flags)) {
+		flow_remove(&hit);
+		known_flow = false;
+	}
+	if (known_flow) {
 		flow_read(&hit, facts);
 		/* The record names the peer that the sender is behind; only when that moved is the whole check needed. */
 		if (facts->from_kind != TARGET_PEER || !peer_read(&facts->from, &known, &mtu) || !addr_equal(&known, &node)) {

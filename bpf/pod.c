@@ -165,6 +165,20 @@ static __always_inline bool spoofed(struct __sk_buff *skb, const struct pkt *p, 
 		 (addr_is_zero(&p->tuple.src) || (p->tuple.src.words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000)));
 }
 
+/* Finds the flow of a packet, unless it is over or its backend no longer serves: then it has ended, and the packet is a first one.
+ * UDP chooses again at once (services.md 1.5); TCP stays with its backend and drains. */
+static __always_inline bool find_current(const struct pkt *p, struct flow_hit *hit)
+{
+	if (!flow_find(&p->tuple, hit))
+		return false;
+	if (!flow_over(hit, p->tcp_flags) &&
+	    (p->tuple.proto != PROTO_UDP || hit->dir != FLOW_FORWARD || !hit->flow->backend ||
+	     backend_current(hit->flow->backend, hit->flow->backend_incarnation, BACKEND_SERVING)))
+		return true;
+	flow_remove(hit);
+	return false;
+}
+
 static __always_inline int from_pod_ip(struct __sk_buff *skb, struct pod_scratch *s, const struct endpoint *ep, const struct target *self)
 {
 	struct flow_facts *facts = &s->facts;
@@ -176,7 +190,7 @@ static __always_inline int from_pod_ip(struct __sk_buff *skb, struct pod_scratch
 		return -DROP_SPOOFED_ADDRESS;
 	if ((p->flags & (PKT_LINK_SCOPE | PKT_ICMP_ERROR)) || !fragment_ports(p))
 		return deliver_stateless(skb, p);
-	if (!flow_find(&p->tuple, &hit)) {
+	if (!find_current(p, &hit)) {
 		err = open_from_pod(skb, s, self, &hit);
 		if (err == -DROP_SERVICE_REFUSED || err == -DROP_SERVICE_PORT)
 			return refuse(skb, p, err);
@@ -234,7 +248,7 @@ static __always_inline int to_pod_ip(struct __sk_buff *skb, struct pod_scratch *
 		return -DROP_TO_POD_ADDRESS;
 	if ((p->flags & PKT_ICMP_ERROR) || !fragment_ports(p))
 		return TC_OK;
-	if (!flow_find(&p->tuple, &hit)) {
+	if (!find_current(p, &hit)) {
 		__builtin_memset(n, 0, sizeof(*n));
 		n->orig = p->tuple;
 		n->xlat = p->tuple;

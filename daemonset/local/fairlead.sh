@@ -19,6 +19,12 @@ service-cidr: [10.96.0.0/16, "fd00:10:96::/112"]
 cluster-cidr: [10.244.0.0/16, "fd00:10:244::/56"]
 C
 sed -e "s#@DIR@#$D#g" -e "s#@CGROUP@#$(findmnt -t cgroup2 -n -o TARGET | head -1)#g" -e "s#@VERSION@#$V#g" "$HERE/kustomization.yaml" >"$D/kustomize/kustomization.yaml"
+# The API server calls webhooks and proxies to pods: it is no node, so it gets plain routes.
+for n in $(k get nodes -o name | cut -d/ -f2); do
+  read -r C4 C6 < <(k get node "$n" -o jsonpath='{.spec.podCIDRs[0]} {.spec.podCIDRs[1]}{"\n"}')
+  read -r A4 A6 < <(k get node "$n" -o jsonpath='{.status.addresses[?(@.type=="InternalIP")].address}{"\n"}')
+  ip -n ctl route replace "$C4" via "$A4"; ip -n ctl -6 route replace "$C6" via "$A6"
+done
 k apply -k "$D/kustomize" >/dev/null
 k -n kube-system rollout status daemonset/fairlead --timeout=120s
 k wait --for=condition=Ready node --all --timeout=60s

@@ -453,3 +453,51 @@ func TestStaleTarget(t *testing.T) {
 		w.sends("from_pod", w.fromA(packet.UDP, w.a.remote, 80), pass)
 	})
 }
+
+// A UDP flow leaves its backend as soon as that stops serving; a TCP connection stays and drains.
+func TestServiceBackendStopsServing(t *testing.T) {
+	eachFamily(t, func(w *walk) {
+		for _, proto := range []uint8{packet.UDP, packet.TCP} {
+			w.service(proto, 0, netip.AddrPortFrom(w.a.podB, 8080))
+			w.sends("from_pod", w.fromA(proto, w.a.vip, 80), redirect)
+			b := Backend{ID: 2, Incarnation: 22, Flags: LayoutBackendFlagBACKEND_SERVING | LayoutBackendFlagBACKEND_CLUSTER,
+				Addr: w.a.remote, Port: 8080, Protocol: proto}
+			w.must(w.o.Services().PutBackend(b))
+			w.must(w.o.Services().WriteSlots(32, []uint32{2}))
+			w.must(w.o.Services().Flip(1, Service{ID: 1, Incarnation: 20, Cluster: Set{Offset: 32, Length: 1}}))
+			p := w.fromA(proto, w.a.vip, 80)
+			p.TCPFlags = packet.ACK
+			if out := w.sends("from_pod", p, redirect); out.Dst != w.a.podB {
+				w.Errorf("protocol %d: %s, want it at the backend that left the set but serves", proto, out)
+			}
+			b = Backend{ID: 1, Incarnation: 21, Addr: w.a.podB, Port: 8080, Protocol: proto}
+			w.must(w.o.Services().PutBackend(b))
+			want := w.a.remote
+			if proto == packet.TCP {
+				want = w.a.podB
+			}
+			if out := w.sends("from_pod", p, redirect); out.Dst != want {
+				w.Errorf("protocol %d: %s, want it at %s", proto, out, want)
+			}
+		}
+	})
+}
+
+// A new connection on the ends of one that is over is a new flow: it chooses anew.
+func TestServiceConnectionReused(t *testing.T) {
+	eachFamily(t, func(w *walk) {
+		w.service(packet.TCP, 0, netip.AddrPortFrom(w.a.podB, 8080))
+		p := w.fromA(packet.TCP, w.a.vip, 80)
+		w.sends("from_pod", p, redirect)
+		w.service(packet.TCP, 0, netip.AddrPortFrom(w.a.remote, 8080))
+		if out := w.sends("from_pod", p, redirect); out.Dst != w.a.podB { // a retransmitted SYN keeps its backend
+			w.Errorf("SYN again: %s", out)
+		}
+		p.TCPFlags = packet.RST
+		w.sends("from_pod", p, redirect)
+		p.TCPFlags = packet.SYN
+		if out := w.sends("from_pod", p, redirect); out.Dst != w.a.remote {
+			w.Errorf("new connection after RST: %s, want the new backend", out)
+		}
+	})
+}
