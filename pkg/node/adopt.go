@@ -106,7 +106,9 @@ func (r *run) look(e link.Event) error {
 	for name, v := range r.nodes {
 		r.learn(name, v) // what is on the same link, and which CIDRs may be, depends on the own node
 	}
-	r.cfg.Changed(s)
+	if !s.sameForOthers(old) {
+		r.cfg.Changed(s)
+	}
 	if !r.adopted {
 		return nil
 	}

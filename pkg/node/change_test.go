@@ -4,11 +4,13 @@ package node
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -478,4 +480,43 @@ func TestCIDRsAreTold(t *testing.T) {
 			t.Errorf("CIDRs in force (-want +got):\n%s", diff)
 		}
 	}
+}
+
+// A large cluster: everything is written, one change touches one node, a restart finds all in place.
+func TestManyNodes(t *testing.T) {
+	const many = 2000
+	a, _ := pair(t, Config{})
+	nodes := map[string]*cluster.Node{}
+	for i := range many {
+		name := fmt.Sprintf("n%d", i)
+		nodes[name] = nodeOf(name, fmt.Sprintf("100.%d.%d.0/24 fd01:%x::/64", 64+i>>8, i&255, i), fmt.Sprintf("192.0.%d.%d", 3+i/250, 1+i%250))
+	}
+	count := func(routes, peers int) {
+		t.Helper()
+		if got := len(a.routes()); got != routes+2 {
+			t.Errorf("%d routes, want %d and two fences", got, routes)
+		}
+		if got := len(a.peers()); got != peers {
+			t.Errorf("%d peers, want %d", got, peers)
+		}
+	}
+	begin := time.Now()
+	a.apply(nodes)
+	<-a.node.Synced()
+	t.Logf("%d nodes with two CIDRs each written in %s", many, time.Since(begin))
+	count(2*many, many)
+
+	begin = time.Now()
+	a.apply(map[string]*cluster.Node{"n77": nil})
+	a.until("n77 is gone", func() bool { return a.node.Status().Peers == many-1 })
+	t.Logf("one node removed in %s", time.Since(begin))
+	count(2*many-2, many-1)
+	a.stop()
+
+	a.start(nodeOf("a", "10.244.1.0/24 fd00:1::/64", "192.0.2.1 2001:db8::1"))
+	begin = time.Now()
+	a.apply(nodes)
+	<-a.node.Synced()
+	t.Logf("adopted in %s", time.Since(begin))
+	count(2*many, many)
 }

@@ -23,12 +23,15 @@ type claim struct {
 type claims struct {
 	sorted []claim                 // by prefix, so that what lies inside a prefix is one run
 	of     map[string][]claim      // by node
+	count  map[netip.Prefix]int    // claims of exactly this prefix
 	held   map[netip.Prefix]string // prefixes in force -> node
 	moved  map[netip.Prefix]bool   // came into force or went since somebody cleared this
 }
 
 func newClaims() *claims {
-	return &claims{of: map[string][]claim{}, held: map[netip.Prefix]string{}, moved: map[netip.Prefix]bool{}}
+	return &claims{
+		of: map[string][]claim{}, count: map[netip.Prefix]int{}, held: map[netip.Prefix]string{}, moved: map[netip.Prefix]bool{},
+	}
 }
 
 // set replaces the claims of a node and returns the nodes for which something in force changed.
@@ -40,6 +43,9 @@ func (c *claims) set(node string, now []claim) (changed []string) {
 		}
 		if at, ok := slices.BinarySearchFunc(c.sorted, old, compareClaims); ok {
 			c.sorted = slices.Delete(c.sorted, at, at+1)
+			if c.count[old.prefix]--; c.count[old.prefix] == 0 {
+				delete(c.count, old.prefix)
+			}
 		}
 		touched = append(touched, old.prefix)
 	}
@@ -49,6 +55,7 @@ func (c *claims) set(node string, now []claim) (changed []string) {
 		}
 		at, _ := slices.BinarySearchFunc(c.sorted, n, compareClaims)
 		c.sorted = slices.Insert(c.sorted, at, n)
+		c.count[n.prefix]++
 		touched = append(touched, n.prefix)
 	}
 	c.of[node] = now
@@ -69,7 +76,7 @@ func (c *claims) decide(p netip.Prefix) (changed []string) {
 		before[p] = node // its claim may be gone
 	}
 	for bits := range p.Bits() {
-		if wider, err := p.Addr().Prefix(bits); err == nil && c.exists(wider) {
+		if wider, err := p.Addr().Prefix(bits); err == nil && c.count[wider] > 0 {
 			p = wider
 			break
 		}
@@ -135,11 +142,6 @@ func (c *claims) inside(p netip.Prefix) []claim {
 		to++
 	}
 	return c.sorted[from:to]
-}
-
-func (c *claims) exists(p netip.Prefix) bool {
-	in := c.inside(p)
-	return len(in) > 0 && in[0].prefix == p
 }
 
 func compareClaims(a, b claim) int {

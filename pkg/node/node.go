@@ -28,8 +28,8 @@ type Config struct {
 	VNI     uint32 // 1 to 2^24-1; 0: VNI
 	Log     *slog.Logger
 
-	// Changed is called from Run when a fact of the own node is another one: its addresses, CIDRs, MTU or the overlay device. The kernel
-	// objects of this package are already as the new value says; what holds a copy (the programs' config, the pods' MTU) is not.
+	// Changed is called from Run when a fact of the own node that others hold a copy of is another one: its addresses, CIDRs, MTU or the
+	// overlay device. The kernel objects of this package are already as the new value says; the programs' config and the pods' MTU are not.
 	Changed func(Self)
 	// CIDRs is called from Run when the pod CIDRs in force changed, the own ones included. They never overlap.
 	CIDRs func(CIDRs)

@@ -130,6 +130,42 @@ func checkNeighbours(t *testing.T, h *host) {
 	}
 }
 
+// Hosts that switch IPv6 off by default, and forwarding too, still get what their pods need.
+func TestSettingsOfTheHost(t *testing.T) {
+	a, b := newHost(t, Config{Name: "a"}), newHost(t, Config{Name: "b"})
+	wire(t, 1500, a, []string{"192.0.2.1/24", "2001:db8::1/64"}, b, []string{"192.0.2.2/24"})
+	for value, names := range map[string][][]string{
+		"1": {{"ipv6", "conf", "default", "disable_ipv6"}, {"ipv4", "conf", "all", "rp_filter"}, {"ipv4", "conf", "eth0", "rp_filter"}},
+		"0": {{"ipv4", "ip_forward"}, {"ipv6", "conf", "all", "forwarding"}},
+	} {
+		for _, name := range names {
+			if _, err := a.nl.SetSysctl(value, name...); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	a.start(nodeOf("a", "10.244.1.0/24 fd00:1::/64", "192.0.2.1"))
+	for _, c := range []struct {
+		want string
+		name []string
+	}{
+		{"1", []string{"ipv4", "ip_forward"}},
+		{"1", []string{"ipv6", "conf", "all", "forwarding"}},
+		{"2", []string{"ipv6", "conf", "eth0", "accept_ra"}}, // else forwarding takes the uplink's default route away
+		{"0", []string{"ipv6", "conf", Device, "disable_ipv6"}},
+		{"2", []string{"ipv4", "conf", Device, "rp_filter"}},
+		{"1", []string{"ipv4", "conf", "eth0", "rp_filter"}}, // not ours
+	} {
+		if got, err := a.nl.Sysctl(c.name...); err != nil || got != c.want {
+			t.Errorf("%s is %s, %v, want %s", strings.Join(c.name, "."), got, err, c.want)
+		}
+	}
+	on, err := a.nl.Addresses(a.self.OverlayIndex)
+	if err != nil || len(on) != 2 {
+		t.Errorf("overlay addresses %v, %v, want one per family", on, err)
+	}
+}
+
 func TestAbsentPodIsUnreachable(t *testing.T) {
 	a, b := newHost(t, Config{Name: "a"}), newHost(t, Config{Name: "b"})
 	wire(t, 1500, a, []string{"192.0.2.1/24"}, b, []string{"192.0.2.2/24"})

@@ -44,7 +44,7 @@ func ParseMode(s string) (Mode, error) {
 
 func (m Mode) String() string { return modes[m] }
 
-// Self is what this node knows of itself once its Node object and its devices are known. Two values are compared with Equal.
+// Self is what this node knows of itself once its Node object and its devices are known.
 type Self struct {
 	Name       string
 	PodCIDRs   []netip.Prefix // at most one per family, IPv4 first
@@ -57,10 +57,10 @@ type Self struct {
 	SNAT6      netip.Addr
 	GatewayMAC [6]byte
 	OverlayMAC [6]byte
-	OuterV6    bool        // nodes talk over IPv6
-	Underlay   link.Device // carries the outer address
-	OnLink     []netip.Prefix
-	MTU        int // of every pod's device and of the overlay device: largest packet from its IP header on, in bytes
+	OuterV6    bool           // nodes talk over IPv6
+	Underlay   link.Device    // carries the outer address
+	OnLink     []netip.Prefix // of the underlay device's addresses
+	MTU        int            // of every pod's device and of the overlay device: largest packet from its IP header on, in bytes
 
 	OverlayIndex int // of the overlay device; 0: there is none (mode Direct)
 	Port         uint16
@@ -69,9 +69,13 @@ type Self struct {
 
 // Equal says that two values agree in everything that routes, programs and pods depend on.
 func (s Self) Equal(o Self) bool {
+	return s.sameForOthers(o) && s.Underlay.Index == o.Underlay.Index && slices.Equal(s.OnLink, o.OnLink)
+}
+
+// sameForOthers leaves out what only the routes of this package depend on.
+func (s Self) sameForOthers(o Self) bool {
 	return s.Name == o.Name && slices.Equal(s.PodCIDRs, o.PodCIDRs) && s.Mode == o.Mode && s.Node4 == o.Node4 && s.Node6 == o.Node6 &&
-		s.OuterV6 == o.OuterV6 && s.Underlay.Index == o.Underlay.Index && slices.Equal(s.OnLink, o.OnLink) && s.MTU == o.MTU &&
-		s.OverlayIndex == o.OverlayIndex && s.Port == o.Port && s.VNI == o.VNI
+		s.OuterV6 == o.OuterV6 && s.MTU == o.MTU && s.OverlayIndex == o.OverlayIndex && s.Port == o.Port && s.VNI == o.VNI
 }
 
 // Outer returns the address that the node's outer headers carry.

@@ -81,6 +81,11 @@ func (n *Node) setupOverlay(s *Self) error {
 	if _, err := n.nl.SetSysctl("2", "ipv4", "conf", Device, "rp_filter"); err != nil {
 		return err
 	}
+	if s.Overlay6.IsValid() { // hosts that have IPv6 off by default give every new device none
+		if err := n.setSysctl("0", "ipv6", "conf", Device, "disable_ipv6"); err != nil {
+			return err
+		}
+	}
 	var addrs []netip.Addr
 	for _, a := range []netip.Addr{s.Overlay4, s.Overlay6} {
 		if a.IsValid() {
