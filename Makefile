@@ -20,7 +20,7 @@ build: ## bin/fairleadd, bin/fairlead, bin/cni/fairlead-cni
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/cni/fairlead-cni ./plugins/fairlead-cni
 
 .PHONY: demo
-demo: build ## three nodes in network namespaces: pods, overlay, a Service, a killed agent (KEEP=1 leaves them up)
+demo: ## three nodes in network namespaces: pods, overlay, a Service, a killed agent (KEEP=1 leaves them up)
 	go run ./pkg/testnet/demo $(if $(KEEP),-keep)
 
 .PHONY: demo-down
