@@ -10,6 +10,7 @@
 #include "lib/peer.h"
 #include "lib/service.h"
 #include "lib/sock.h"
+#include "lib/sweep.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -25,6 +26,14 @@ struct {
 	enum backend_flag backend_flag;
 	enum target_kind target_kind;
 	enum flow_dir flow_dir;
+	enum flow_state flow_state;
+	enum flow_bit flow_bit;
+	enum flow_flag flow_flag;
+	enum flow_phase flow_phase;
+	enum flow_timeout flow_timeout;
+	enum flow_tcp flow_tcp;
+	enum table_size table_size;
+	enum table_magic table_magic;
 	struct tuple tuple;
 	struct target target;
 	struct stale_socket stale_socket;

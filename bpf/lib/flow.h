@@ -217,8 +217,11 @@ static __always_inline enum flow_phase flow_phase(const struct flow *f, __u64 wo
 /* enum flow_dir, or -1: t is not of this flow. A tuple that is its own reverse goes forward. */
 static __always_inline int flow_match(const struct tuple *own, const struct tuple *t)
 {
+	/* The barriers keep clang (19) from holding both tuples on the stack, which all stages share. */
+	barrier();
 	if (tuple_equal(own, t))
 		return FLOW_FORWARD;
+	barrier();
 	if (addr_equal(&own->src, &t->dst) && addr_equal(&own->dst, &t->src) && own->src_port == t->dst_port &&
 	    own->dst_port == t->src_port && own->proto == t->proto)
 		return FLOW_REPLY;
@@ -392,9 +395,9 @@ STAGE int flow_write(const struct flow_new *n, __u32 stamp)
 }
 
 /* Publishes one key of a pending record and looks for rivals: enum flow_rival, or -DROP_FLOW_BUCKETS. */
-static __always_inline __s64 flow_publish(const struct tuple *t, __u64 hash, __u64 at)
+STAGE __s64 flow_publish(const struct tuple *t, __u64 hash, __u64 at)
 {
-	if (table_publish(hash, at))
+	if (!t || table_publish(hash, at))
 		return -DROP_FLOW_BUCKETS;
 	return flow_rival(t, hash, at);
 }

@@ -117,8 +117,7 @@ static __always_inline __u32 table_matches(const struct bucket *b, __u64 hash)
 	for (int j = 0; j < TABLE_WORDS; j++) {
 		__u64 apart = (READ_ONCE(b->w[j]) ^ hash) >> 48;
 
-		/* keeps clang from making it a comparison and a branch again */
-		asm volatile("" : "+r"(apart));
+		barrier_var(apart); /* keeps clang (19) from making it a comparison and a branch again */
 		mask |= (apart - 1) >> 63 << j;
 	}
 	return mask;
@@ -160,8 +159,9 @@ static __always_inline __u32 table_lowest(__u64 x)
 	return table_bits((x & -x) - 1);
 }
 
-/* Takes a free slot: its number, or -1 when none was found in the lines looked at. The hint moves on either way, so that the next
- * claim looks elsewhere. CPUs start far from each other. */
+/* Takes a free slot: its number, or -1 when none was found in the lines looked at: a row of them, then some all over the table, so that
+ * a free sixteenth is always found. The hint moves on either way, so that the next claim looks elsewhere. CPUs start far from each
+ * other. */
 STAGE int table_claim(void)
 {
 	__u32 zero = 0, lines = cfg.flow_slots / TABLE_LINE_SLOTS, line;
@@ -172,7 +172,7 @@ STAGE int table_claim(void)
 	line = *hint;
 	if (!line)
 		line = bpf_get_smp_processor_id() * 2654435769u;
-	for (int i = 0; i < TABLE_CLAIM_LINES; i++, line++) {
+	for (int i = 0; i < TABLE_CLAIM_LINES; i++, line += i < TABLE_CLAIM_LINES / 2 ? 1 : lines / (TABLE_CLAIM_LINES / 2) + 1) {
 		line %= lines;
 		struct bucket *b = table_line(1 + line);
 
@@ -204,37 +204,52 @@ static __always_inline void table_release(__u32 slot)
 		__sync_fetch_and_and(&b->w[slot / 64 % TABLE_WORDS], ~(1ULL << slot % 64));
 }
 
-static __always_inline int table_taken(const struct bucket *b)
+/* Bit j: word j of the bucket is empty. */
+static __always_inline __u32 table_empty(const struct bucket *b)
 {
-	int n = 0;
+	__u32 mask = 0;
 
-	for (int j = 0; j < TABLE_WORDS; j++)
-		n += READ_ONCE(b->w[j]) ? 1 : 0;
-	return n;
+#pragma unroll
+	for (int j = 0; j < TABLE_WORDS; j++) {
+		__u64 word = READ_ONCE(b->w[j]), negative = -word;
+
+		barrier_var(negative); /* as above */
+		word = (word | negative) >> 63;
+		barrier_var(word);
+		mask |= word << j;
+	}
+	return mask ^ 0xff;
+}
+
+/* Puts a word into bucket 0 or 1 of a key: 0, or -1 when it is full. */
+STAGE int table_enter(__u64 hash, __u32 choice, __u64 word)
+{
+	struct bucket *b = table_bucket(hash, choice);
+	__u32 empty;
+
+	if (!b)
+		return -1;
+	empty = table_empty(b);
+	for (int j = 0; j < TABLE_WORDS && empty; j++, empty &= empty - 1)
+		if (!__sync_val_compare_and_swap(&b->w[table_first(empty)], 0, word))
+			return 0;
+	return -1;
 }
 
 /* Puts a word into one of its key's buckets: 0, or -1 when both are full. The first bucket while it is at most half full, so that
  * most lookups touch one line; else the emptier one, so that hardly any key finds both full. */
-STAGE int table_publish(__u64 hash, __u64 word)
+static __always_inline int table_publish(__u64 hash, __u64 word)
 {
-	struct bucket *first = table_bucket(hash, 0), *second = table_bucket(hash, 1), *b;
-	int taken;
+	struct bucket *first = table_bucket(hash, 0), *second = table_bucket(hash, 1);
+	__u32 empty, choice;
 
 	if (!first || !second)
 		return -1;
-	taken = table_taken(first);
-	if (taken > TABLE_WORDS / 2 && taken > table_taken(second)) {
-		b = first;
-		first = second;
-		second = b;
-	}
-	for (int i = 0; i < 2; i++) {
-		b = i ? second : first;
-		for (int j = 0; j < TABLE_WORDS; j++)
-			if (!READ_ONCE(b->w[j]) && !__sync_val_compare_and_swap(&b->w[j], 0, word))
-				return 0;
-	}
-	return -1;
+	empty = table_bits(table_empty(first));
+	choice = empty < TABLE_WORDS / 2 && empty < table_bits(table_empty(second));
+	if (!table_enter(hash, choice, word))
+		return 0;
+	return table_enter(hash, choice ^ 1, word);
 }
 
 /* Takes a word out. It is nowhere else: a word carries its slot's generation. */

@@ -145,7 +145,8 @@ const (
 	LayoutDropReasonDROP_SOCK_REFUSED       LayoutDropReason = 36
 	LayoutDropReasonDROP_SOCK_NO_LOCAL      LayoutDropReason = 37
 	LayoutDropReasonDROP_SOCK_BACKEND       LayoutDropReason = 38
-	LayoutDropReasonDROP_REASON_MAX         LayoutDropReason = 39
+	LayoutDropReasonDROP_SCRATCH            LayoutDropReason = 39
+	LayoutDropReasonDROP_REASON_MAX         LayoutDropReason = 40
 )
 
 type LayoutEndpoint struct {
@@ -189,11 +190,75 @@ type LayoutFlow struct {
 	Reserved2          [3]uint64
 }
 
+type LayoutFlowBit uint32
+
+const (
+	LayoutFlowBitFLOW_ACK_FORWARD LayoutFlowBit = 1
+	LayoutFlowBitFLOW_ACK_REPLY   LayoutFlowBit = 2
+	LayoutFlowBitFLOW_FIN_FORWARD LayoutFlowBit = 4
+	LayoutFlowBitFLOW_FIN_REPLY   LayoutFlowBit = 8
+	LayoutFlowBitFLOW_RST_FORWARD LayoutFlowBit = 16
+	LayoutFlowBitFLOW_RST_REPLY   LayoutFlowBit = 32
+)
+
 type LayoutFlowDir uint32
 
 const (
 	LayoutFlowDirFLOW_FORWARD LayoutFlowDir = 0
 	LayoutFlowDirFLOW_REPLY   LayoutFlowDir = 1
+)
+
+type LayoutFlowFlag uint32
+
+const (
+	LayoutFlowFlagFLOW_TRANSLATED LayoutFlowFlag = 1
+)
+
+type LayoutFlowPhase uint32
+
+const (
+	LayoutFlowPhaseFLOW_HALF_OPEN   LayoutFlowPhase = 0
+	LayoutFlowPhaseFLOW_ESTABLISHED LayoutFlowPhase = 1
+	LayoutFlowPhaseFLOW_CLOSING     LayoutFlowPhase = 2
+	LayoutFlowPhaseFLOW_CLOSED      LayoutFlowPhase = 3
+	LayoutFlowPhaseFLOW_UNREPLIED   LayoutFlowPhase = 4
+	LayoutFlowPhaseFLOW_REPLIED     LayoutFlowPhase = 5
+	LayoutFlowPhaseFLOW_ECHO        LayoutFlowPhase = 6
+	LayoutFlowPhaseFLOW_PHASE_MAX   LayoutFlowPhase = 7
+)
+
+type LayoutFlowState uint32
+
+const (
+	LayoutFlowStateFLOW_FREE    LayoutFlowState = 0
+	LayoutFlowStateFLOW_PENDING LayoutFlowState = 1
+	LayoutFlowStateFLOW_ABORTED LayoutFlowState = 2
+	LayoutFlowStateFLOW_LIVE    LayoutFlowState = 3
+	LayoutFlowStateFLOW_DYING   LayoutFlowState = 4
+)
+
+type LayoutFlowTcp uint32
+
+const (
+	LayoutFlowTcpFLOW_TCP_FIN LayoutFlowTcp = 1
+	LayoutFlowTcpFLOW_TCP_SYN LayoutFlowTcp = 2
+	LayoutFlowTcpFLOW_TCP_RST LayoutFlowTcp = 4
+	LayoutFlowTcpFLOW_TCP_ACK LayoutFlowTcp = 16
+)
+
+type LayoutFlowTimeout uint32
+
+const (
+	LayoutFlowTimeoutFLOW_TIMEOUT_HALF_OPEN   LayoutFlowTimeout = 20
+	LayoutFlowTimeoutFLOW_TIMEOUT_ESTABLISHED LayoutFlowTimeout = 86400
+	LayoutFlowTimeoutFLOW_TIMEOUT_CLOSING     LayoutFlowTimeout = 3600
+	LayoutFlowTimeoutFLOW_TIMEOUT_CLOSED      LayoutFlowTimeout = 10
+	LayoutFlowTimeoutFLOW_TIMEOUT_UNREPLIED   LayoutFlowTimeout = 30
+	LayoutFlowTimeoutFLOW_TIMEOUT_REPLIED     LayoutFlowTimeout = 180
+	LayoutFlowTimeoutFLOW_TIMEOUT_ECHO        LayoutFlowTimeout = 30
+	LayoutFlowTimeoutFLOW_TIMEOUT_LEAST       LayoutFlowTimeout = 1
+	LayoutFlowTimeoutFLOW_TIMEOUT_LEAST_KEPT  LayoutFlowTimeout = 60
+	LayoutFlowTimeoutFLOW_GRACE               LayoutFlowTimeout = 2
 )
 
 type LayoutFrontend struct {
@@ -369,6 +434,40 @@ type LayoutStaleSocket struct {
 	Pad        [6]uint8
 }
 
+type LayoutSweep struct {
+	_     structs.HostLayout
+	Timer struct {
+		_ structs.HostLayout
+		_ [16]byte
+	}
+	Ticked    uint64
+	Passes    uint32
+	Word      uint32
+	Bits      uint64
+	Used      uint32
+	Kept      uint32
+	Dying     uint32
+	LastUsed  uint32
+	LastKept  uint32
+	LastDying uint32
+	Reserved  [4]uint32
+}
+
+type LayoutTableMagic uint32
+
+const (
+	LayoutTableMagicTABLE_MAGIC   LayoutTableMagic = 1179407426
+	LayoutTableMagicTABLE_VERSION LayoutTableMagic = 1
+)
+
+type LayoutTableSize uint32
+
+const (
+	LayoutTableSizeTABLE_WORDS       LayoutTableSize = 8
+	LayoutTableSizeTABLE_LINE_SLOTS  LayoutTableSize = 512
+	LayoutTableSizeTABLE_CLAIM_LINES LayoutTableSize = 32
+)
+
 type LayoutTarget struct {
 	_           structs.HostLayout
 	Id          uint32
@@ -421,6 +520,7 @@ const (
 	LayoutMapSockOverflow  = "sock_overflow"
 	LayoutMapSockPairs     = "sock_pairs"
 	LayoutMapSockPeers     = "sock_peers"
+	LayoutMapSweepTimer    = "sweep_timer"
 	LayoutVarCfg           = "cfg"
 	LayoutVarVocabulary    = "vocabulary"
 )
@@ -497,6 +597,7 @@ type LayoutMapSpecs struct {
 	SockOverflow  *ebpf.MapSpec `ebpf:"sock_overflow"`
 	SockPairs     *ebpf.MapSpec `ebpf:"sock_pairs"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
+	SweepTimer    *ebpf.MapSpec `ebpf:"sweep_timer"`
 }
 
 // LayoutVariableSpecs contains global variables before they are loaded into the kernel.
@@ -551,6 +652,7 @@ type LayoutMaps struct {
 	SockOverflow  *ebpf.Map `ebpf:"sock_overflow"`
 	SockPairs     *ebpf.Map `ebpf:"sock_pairs"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
+	SweepTimer    *ebpf.Map `ebpf:"sweep_timer"`
 }
 
 func (m *LayoutMaps) Close() error {
@@ -579,6 +681,7 @@ func (m *LayoutMaps) Close() error {
 		m.SockOverflow,
 		m.SockPairs,
 		m.SockPeers,
+		m.SweepTimer,
 	)
 }
 
