@@ -25,7 +25,7 @@ type podNet struct {
 // kit is an agent's objects with the socket programs attached to a cgroup of their own.
 type kit struct {
 	*Objects
-	t     *testing.T
+	t     testing.TB
 	group *sandbox.Group
 	dir   string
 	slots uint32 // handed out
@@ -37,7 +37,7 @@ const (
 )
 
 // newPodNet makes the namespace of the pod with a number, and of backends 1 to 9.
-func newPodNet(t *testing.T, pod int) podNet {
+func newPodNet(t testing.TB, pod int) podNet {
 	t.Helper()
 	p := podNet{
 		addr4: netip.AddrFrom4([4]byte{10, 1, 1, byte(pod)}),
@@ -51,7 +51,7 @@ func newPodNet(t *testing.T, pod int) podNet {
 	return p
 }
 
-func newKit(t *testing.T, config Config) *kit {
+func newKit(t testing.TB, config Config) *kit {
 	t.Helper()
 	k := &kit{t: t, group: sandbox.NewGroup(t), dir: testDir(t)}
 	k.open(config)
