@@ -28,7 +28,7 @@ const testPrefix = "/sys/fs/bpf/fairlead-test-"
 var sweepLeftovers sync.Once
 
 // testDir returns a directory of its own on the bpf file system; it is gone after the test, and so are those of runs that died.
-func testDir(t *testing.T) string {
+func testDir(t testing.TB) string {
 	t.Helper()
 	sweepLeftovers.Do(func() {
 		old, _ := filepath.Glob(testPrefix + "*")
@@ -64,7 +64,7 @@ func small() map[string]uint32 {
 	}
 }
 
-func mustOpen(t *testing.T, o Options) *Objects {
+func mustOpen(t testing.TB, o Options) *Objects {
 	t.Helper()
 	ob, err := Open(o)
 	if err != nil {
