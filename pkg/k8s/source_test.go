@@ -374,35 +374,31 @@ current-context: x
 	}
 }
 
-func TestQueueCoalesces(t *testing.T) {
-	q := newQueue()
-	key := cluster.Key{Name: "a"}
-	q.put([]cluster.Change{{Kind: cluster.NodeKind, Key: key, Value: 1}, {Kind: cluster.PodKind, Key: key, Value: 2}})
-	q.put([]cluster.Change{{Kind: cluster.NodeKind, Key: key}}, cluster.NodeKind)
-	<-q.filled
-	want := cluster.Batch{Changes: []cluster.Change{{Kind: cluster.NodeKind, Key: key}, {Kind: cluster.PodKind, Key: key, Value: 2}},
-		Synced: []cluster.Kind{cluster.NodeKind}}
-	if diff := cmp.Diff(want, q.take()); diff != "" {
-		t.Errorf("batch (-want +got):\n%s", diff)
-	}
-	if b := q.take(); len(b.Changes)+len(b.Synced) != 0 {
-		t.Errorf("an empty queue gave %+v", b)
-	}
-}
-
-// A server that does not stream lists is read in pages, whatever it answers.
-func TestWithoutWatchList(t *testing.T) {
-	t.Parallel()
-	api := startAPIServer(t, "--feature-gates=WatchList=false")
-	api.create(core+"/nodes", node("n1", 1))
-	s, r, _ := run(t, Options{NodeName: "n1", Kubeconfig: api.kubeconfig(api.port, adminToken)})
-	r.waitSynced(t, 1, all...)
-	if r.get(cluster.NodeKind, "", "n1") == nil {
-		t.Error("node n1 is not there")
-	}
-	api.create(core+"/nodes", node("n2", 2))
-	r.wait(t, "stream after the pages", func() bool { return r.state[object{cluster.NodeKind, cluster.Key{Name: "n2"}}] != nil })
-	if c := s.Conditions(); len(c) != 0 {
-		t.Errorf("conditions %+v, want none", c)
+// An own Node that was yielded from the snapshot and that the cluster does not have must be taken back.
+func TestNodeOfTheSnapshotIsTakenBack(t *testing.T) {
+	own := cluster.Key{Name: "n1"}
+	for _, c := range []struct {
+		name    string
+		changes []cluster.Change
+		want    int
+	}{
+		{"gone", nil, 1},
+		{"there", []cluster.Change{{Kind: cluster.NodeKind, Key: own, Value: &cluster.Node{Name: "n1"}}}, 1},
+		{"made and gone", []cluster.Change{{Kind: cluster.NodeKind, Key: own}}, 2},
+	} {
+		s := &Source{options: Options{NodeName: "n1"}, fromDisk: true}
+		b := cluster.Batch{Changes: c.changes, Synced: []cluster.Kind{cluster.PodKind}}
+		if s.observe(&b); len(b.Changes) != len(c.changes) {
+			t.Errorf("%s: before the Nodes are complete %+v was added", c.name, b.Changes)
+		}
+		b.Synced = []cluster.Kind{cluster.NodeKind}
+		s.observe(&b)
+		last := b.Changes[len(b.Changes)-1]
+		if len(b.Changes) != c.want || (last.Value == nil) != (c.name != "there") || last.Key != own {
+			t.Errorf("%s: changes %+v", c.name, b.Changes)
+		}
+		if s.fromDisk {
+			t.Errorf("%s: would be taken back twice", c.name)
+		}
 	}
 }
