@@ -321,7 +321,7 @@ func TestWatchSeesDevicesAddressesAndOwnRoutes(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		h.Watch(ctx, func(e link.Event) { events <- e })
+		h.Watch(ctx, func(e link.Event, _ int) { events <- e })
 	}()
 	defer func() {
 		cancel()

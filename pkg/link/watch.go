@@ -25,17 +25,17 @@ const (
 // resubscribe is the pause before messages are asked for again after the kernel broke off.
 const resubscribe = 200 * time.Millisecond
 
-// Watch calls changed for events until the context ends, from one goroutine at a time. Messages that the kernel could not deliver (a
-// full socket buffer) show as one event of every sort.
-func (h *Handle) Watch(ctx context.Context, changed func(Event)) {
+// Watch calls changed for events, with the index of the link that each is about, until the context ends, from one goroutine at a time.
+// Messages that the kernel could not deliver (a full socket buffer) show as one event of every sort, about link 0.
+func (h *Handle) Watch(ctx context.Context, changed func(e Event, index int)) {
 	var wait sync.WaitGroup
 	var turn sync.Mutex
-	notify := func(e Event) {
+	notify := func(e Event, index int) {
 		turn.Lock()
 		defer turn.Unlock()
-		changed(e)
+		changed(e, index)
 	}
-	for _, run := range []func(ctx context.Context, notify func(Event)) error{h.watchLinks, h.watchAddresses, h.watchRoutes} {
+	for _, run := range []func(ctx context.Context, notify func(Event, int)) error{h.watchLinks, h.watchAddresses, h.watchRoutes} {
 		wait.Go(func() {
 			for ctx.Err() == nil {
 				one, done := context.WithCancel(ctx)
@@ -44,7 +44,7 @@ func (h *Handle) Watch(ctx context.Context, changed func(Event)) {
 				select {
 				case <-ctx.Done():
 				case <-time.After(resubscribe):
-					notify(LinkEvent | AddressEvent | RouteEvent)
+					notify(LinkEvent|AddressEvent|RouteEvent, 0)
 				}
 			}
 		})
@@ -52,7 +52,7 @@ func (h *Handle) Watch(ctx context.Context, changed func(Event)) {
 	wait.Wait()
 }
 
-func (h *Handle) watchLinks(ctx context.Context, notify func(Event)) error {
+func (h *Handle) watchLinks(ctx context.Context, notify func(Event, int)) error {
 	updates := make(chan netlink.LinkUpdate, 64)
 	err := netlink.LinkSubscribeWithOptions(updates, ctx.Done(), netlink.LinkSubscribeOptions{
 		Namespace: &h.ns, ErrorCallback: func(error) {},
@@ -60,13 +60,13 @@ func (h *Handle) watchLinks(ctx context.Context, notify func(Event)) error {
 	if err != nil {
 		return err
 	}
-	for range updates {
-		notify(LinkEvent)
+	for u := range updates {
+		notify(LinkEvent, int(u.Index))
 	}
 	return nil
 }
 
-func (h *Handle) watchAddresses(ctx context.Context, notify func(Event)) error {
+func (h *Handle) watchAddresses(ctx context.Context, notify func(Event, int)) error {
 	updates := make(chan netlink.AddrUpdate, 64)
 	err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{
 		Namespace: &h.ns, ErrorCallback: func(error) {},
@@ -74,13 +74,13 @@ func (h *Handle) watchAddresses(ctx context.Context, notify func(Event)) error {
 	if err != nil {
 		return err
 	}
-	for range updates {
-		notify(AddressEvent)
+	for u := range updates {
+		notify(AddressEvent, u.LinkIndex)
 	}
 	return nil
 }
 
-func (h *Handle) watchRoutes(ctx context.Context, notify func(Event)) error {
+func (h *Handle) watchRoutes(ctx context.Context, notify func(Event, int)) error {
 	updates := make(chan netlink.RouteUpdate, 64)
 	err := netlink.RouteSubscribeWithOptions(updates, ctx.Done(), netlink.RouteSubscribeOptions{
 		Namespace: &h.ns, ErrorCallback: func(error) {},
@@ -90,7 +90,7 @@ func (h *Handle) watchRoutes(ctx context.Context, notify func(Event)) error {
 	}
 	for u := range updates {
 		if dst, ok := prefixOf(u.Dst); ok && u.Type == unix.RTM_DELROUTE && u.Protocol == Protocol && !dst.IsSingleIP() {
-			notify(RouteEvent)
+			notify(RouteEvent, u.LinkIndex)
 		}
 	}
 	return nil

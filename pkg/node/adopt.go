@@ -84,14 +84,11 @@ func (c *claims) favour(had map[string]written) {
 // impossible changes nothing and is a condition of this node.
 func (r *run) look(e link.Event) error {
 	old := r.Self()
-	if e&routesOnly == e && e != 0 {
-		return r.repairRoutes(old)
-	}
 	if e != everything && r.intact(old) {
-		if old.Mode == Overlay {
+		if e&link.RouteEvent == 0 {
 			return nil
 		}
-		return r.repairRoutes(old) // the kernel does not tell of IPv4 routes that went with a device
+		return r.repairRoutes(old)
 	}
 	s, err := r.Setup(r.own)
 	r.condition(r.cfg.Name, err)
@@ -115,11 +112,8 @@ func (r *run) look(e link.Event) error {
 	return errors.Join(r.repairRoutes(s), r.write())
 }
 
-// What look is asked for: after a message that only routes went, and without any message.
-const (
-	routesOnly = link.RouteEvent
-	everything = link.LinkEvent | link.AddressEvent | link.RouteEvent
-)
+// everything is what look is asked for without any message.
+const everything = link.LinkEvent | link.AddressEvent | link.RouteEvent
 
 // intact says whether devices and addresses still lead to the same facts and the overlay device is as Setup left it. It costs two short
 // dumps and is asked whenever a pod comes or goes.
@@ -183,7 +177,7 @@ func (r *run) repairRoutes(s Self) error {
 		there[route] = true
 	}
 	for dst, route := range r.routes {
-		if there[route] || r.stale[dst] || r.dirty[r.claims.held[dst]] {
+		if _, coming := r.dirty[r.claims.held[dst]]; coming || there[route] || r.stale[dst] {
 			continue
 		}
 		if err := r.nl.SetRoute(route); err != nil {

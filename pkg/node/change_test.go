@@ -331,6 +331,7 @@ func TestDriftIsRepaired(t *testing.T) {
 		{"foreign address", func() error { return a.nl.AddAddress(Device, netip.MustParsePrefix("203.0.113.1/24")) }},
 		{"MTU", func() error { return a.nl.SetMTU(Device, 1280) }},
 		{"down", func() error { return a.nl.SetUp(Device, false) }},
+		{"down and up", func() error { return errors.Join(a.nl.SetUp(Device, false), a.nl.SetUp(Device, true)) }},
 	} {
 		if err := damage.do(); err != nil {
 			t.Fatal(err)

@@ -177,7 +177,10 @@ func (n *Node) Run(ctx context.Context, table PeerTable, ids IDs) error {
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		n.nl.Watch(ctx, func(e link.Event) {
+		n.nl.Watch(ctx, func(e link.Event, index int) {
+			if s := n.Self(); index == s.OverlayIndex || index == s.Underlay.Index {
+				e |= link.RouteEvent // of IPv4 routes that go with a device the kernel does not tell
+			}
 			events.Or(uint32(e))
 			select {
 			case kernel <- struct{}{}:
