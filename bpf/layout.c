@@ -5,6 +5,7 @@
 #include "lib/drop.h"
 #include "lib/endpoint.h"
 #include "lib/flow.h"
+#include "lib/fragment.h"
 #include "lib/id.h"
 #include "lib/layout.h"
 #include "lib/peer.h"

@@ -12,9 +12,9 @@
 #include "lib/parse.h"
 #include "lib/rewrite.h"
 
-#define HAIRPIN_PORT_MIN 61000U /* above the default ephemeral range of Linux (32768 to 60999) */
-#define HAIRPIN_PORTS 4000U
-#define HAIRPIN_TRIES 8
+#define SNAT_PORT_MIN 61000U /* above the default ephemeral range of Linux (32768 to 60999) */
+#define SNAT_PORTS 4000U
+#define SNAT_TRIES 8
 
 /* What does not fit on the 512 bytes of stack. Of this file alone: its programs run with softirqs off and never interrupt each other. */
 struct pod_scratch {
@@ -74,15 +74,13 @@ static __noinline int refuse(struct __sk_buff *skb, struct pkt *p, int reason)
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
 
-/* A pod that its own Service sends to itself must not see its own address as the client's (services.md 1.4, hairpin): it sees the
- * node's overlay address, with a port that no other flow to that backend has. */
-static __always_inline int create_hairpin(struct flow_new *n, struct flow_hit *hit)
+/* Makes the flow with a source port that no other flow to its backend has. */
+static __always_inline int create_ported(struct flow_new *n, struct flow_hit *hit)
 {
 	int err = -DROP_FLOW_PORTS;
 
-	n->xlat.src = addr_is_v4(&n->orig.dst) ? config_addr(&cfg.overlay4) : config_addr(&cfg.overlay6);
-	for (int i = 0; i < HAIRPIN_TRIES; i++) {
-		n->xlat.src_port = bpf_htons(HAIRPIN_PORT_MIN + bpf_get_prandom_u32() % HAIRPIN_PORTS);
+	for (int i = 0; i < SNAT_TRIES; i++) {
+		n->xlat.src_port = bpf_htons(SNAT_PORT_MIN + bpf_get_prandom_u32() % SNAT_PORTS);
 		err = flow_create(n, hit);
 		if (err != -DROP_FLOW_PORTS)
 			break;
@@ -131,9 +129,16 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, struct pod_scrat
 	err = resolve(skb, s);
 	if (err)
 		return err;
-	if (n->backend && addr_equal(&n->xlat.dst, &n->xlat.src))
-		return create_hairpin(n, hit);
+	/* A pod that its own Service sends to itself must not see its own address as the client's (services.md 1.4, hairpin): it sees
+	 * the node's overlay address. */
+	if (n->backend && addr_equal(&n->xlat.dst, &n->xlat.src)) {
+		n->xlat.src = addr_is_v4(&n->orig.dst) ? config_addr(&cfg.overlay4) : config_addr(&cfg.overlay6);
+		return create_ported(n, hit);
+	}
 	err = flow_create(n, hit);
+	/* The pod speaks to this backend from the same port already, directly or through another Service. */
+	if (err == -DROP_FLOW_PORTS && n->backend)
+		return create_ported(n, hit);
 	if (err && !n->backend) { /* nothing depends on the record: DESIGN, invariant 2 */
 		count(COUNT_FLOW_UNRECORDED);
 		hit->flow = NULL;
@@ -199,6 +204,10 @@ static __always_inline int from_pod_ip(struct __sk_buff *skb, struct pod_scratch
 		if (!hit.flow)
 			return deliver(skb, p, s->new.fwd_kind, s->new.fwd);
 	}
+	/* What the pod sends is never a translated packet of its own: two connections of one port meet at one backend, and the one
+	 * through the Service was first. */
+	if (hit.translated && hit.dir == FLOW_FORWARD)
+		return -DROP_FLOW_MEETS;
 	flow_read(&hit, facts);
 	if (facts->translated) {
 		err = rewrite(skb, p, &facts->to);

@@ -146,7 +146,8 @@ const (
 	LayoutDropReasonDROP_SOCK_NO_LOCAL      LayoutDropReason = 37
 	LayoutDropReasonDROP_SOCK_BACKEND       LayoutDropReason = 38
 	LayoutDropReasonDROP_SCRATCH            LayoutDropReason = 39
-	LayoutDropReasonDROP_REASON_MAX         LayoutDropReason = 40
+	LayoutDropReasonDROP_FLOW_MEETS         LayoutDropReason = 40
+	LayoutDropReasonDROP_REASON_MAX         LayoutDropReason = 41
 )
 
 type LayoutEndpoint struct {
@@ -260,6 +261,22 @@ const (
 	LayoutFlowTimeoutFLOW_TIMEOUT_LEAST_KEPT  LayoutFlowTimeout = 60
 	LayoutFlowTimeoutFLOW_GRACE               LayoutFlowTimeout = 2
 )
+
+type LayoutFragment struct {
+	_       structs.HostLayout
+	SrcPort uint16
+	DstPort uint16
+	Proto   uint8
+	Pad     [3]uint8
+}
+
+type LayoutFragmentKey struct {
+	_     structs.HostLayout
+	Src   LayoutAddr
+	Dst   LayoutAddr
+	Id    uint32
+	Proto uint32
+}
 
 type LayoutFrontend struct {
 	_       structs.HostLayout
@@ -508,6 +525,7 @@ const (
 	LayoutMapFlowBuckets   = "flow_buckets"
 	LayoutMapFlowHints     = "flow_hints"
 	LayoutMapFlowSlots     = "flow_slots"
+	LayoutMapFragments     = "fragments"
 	LayoutMapFrontends     = "frontends"
 	LayoutMapIds           = "ids"
 	LayoutMapIncarnations  = "incarnations"
@@ -585,6 +603,7 @@ type LayoutMapSpecs struct {
 	FlowBuckets   *ebpf.MapSpec `ebpf:"flow_buckets"`
 	FlowHints     *ebpf.MapSpec `ebpf:"flow_hints"`
 	FlowSlots     *ebpf.MapSpec `ebpf:"flow_slots"`
+	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
 	Ids           *ebpf.MapSpec `ebpf:"ids"`
 	Incarnations  *ebpf.MapSpec `ebpf:"incarnations"`
@@ -640,6 +659,7 @@ type LayoutMaps struct {
 	FlowBuckets   *ebpf.Map `ebpf:"flow_buckets"`
 	FlowHints     *ebpf.Map `ebpf:"flow_hints"`
 	FlowSlots     *ebpf.Map `ebpf:"flow_slots"`
+	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
 	Ids           *ebpf.Map `ebpf:"ids"`
 	Incarnations  *ebpf.Map `ebpf:"incarnations"`
@@ -669,6 +689,7 @@ func (m *LayoutMaps) Close() error {
 		m.FlowBuckets,
 		m.FlowHints,
 		m.FlowSlots,
+		m.Fragments,
 		m.Frontends,
 		m.Ids,
 		m.Incarnations,

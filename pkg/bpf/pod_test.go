@@ -501,3 +501,32 @@ func TestServiceConnectionReused(t *testing.T) {
 		}
 	})
 }
+
+// A Service leads to a backend that the pod speaks to from the same port already: the new flow gets another source port, and its way back.
+func TestServiceMeetsDirectFlow(t *testing.T) {
+	eachFamily(t, func(w *walk) {
+		for _, proto := range []uint8{packet.TCP, packet.UDP} {
+			w.sends("from_pod", w.fromA(proto, w.a.remote, 8080), redirect)
+			w.service(proto, 0, netip.AddrPortFrom(w.a.remote, 8080))
+			out := w.sends("from_pod", w.fromA(proto, w.a.vip, 80), redirect)
+			if out.Dst != w.a.remote || out.Src != w.a.podA || out.SrcPort < 61000 {
+				w.Fatalf("protocol %d: %s, want another source port", proto, out)
+			}
+			// Both ways back, as the stack would deliver them.
+			for to, from := range map[uint16]netip.AddrPort{40000: netip.AddrPortFrom(w.a.remote, 8080), out.SrcPort: netip.AddrPortFrom(w.a.vip, 80)} {
+				reply := packet.Packet{Src: w.a.remote, Dst: w.a.podA, Proto: proto, SrcPort: 8080, DstPort: to, TCPFlags: packet.SYN | packet.ACK}
+				if back := w.sends("to_pod", reply, pass); back.Src != from.Addr() || back.SrcPort != from.Port() || back.DstPort != 40000 {
+					w.Errorf("protocol %d, reply to %d: %s, want it from %s to 40000", proto, to, back, from)
+				}
+			}
+		}
+		// The other way round, the direct connection is refused rather than mixed up.
+		w.service(packet.TCP, 0, netip.AddrPortFrom(w.a.remote, 8080))
+		p := w.fromA(packet.TCP, w.a.vip, 80)
+		p.SrcPort = 40001
+		w.sends("from_pod", p, redirect)
+		p = w.fromA(packet.TCP, w.a.remote, 8080)
+		p.SrcPort = 40001
+		w.dropped("from_pod", p.Bytes(), "flow-meets")
+	})
+}

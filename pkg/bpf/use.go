@@ -51,9 +51,19 @@ func (o *Objects) Uses() ([]MapUse, error) {
 
 	add(LayoutMapFlowSlots, uint64(o.flows.Capacity()), uint64(o.flows.Used()), 0) // refused inserts are counted as drops and unrecorded flows
 
-	affinities, err := walkCount[LayoutAffinityKey, LayoutAffinity](o, LayoutMapAffinities)
-	errs = errors.Join(errs, err)
-	add(LayoutMapAffinities, uint64(o.maps[LayoutMapAffinities].MaxEntries()), affinities, 0)
+	// These push the oldest out and refuse nothing.
+	for _, lru := range []struct {
+		name  string
+		count func(*Objects, string) (uint64, error)
+	}{
+		{LayoutMapAffinities, walkCount[LayoutAffinityKey, LayoutAffinity]},
+		{LayoutMapFragments, walkCount[LayoutFragmentKey, LayoutFragment]},
+		{LayoutMapSockOverflow, walkCount[LayoutSockOverflowKey, LayoutSockOverflow]},
+	} {
+		used, err := lru.count(o, lru.name)
+		errs = errors.Join(errs, err)
+		add(lru.name, uint64(o.maps[lru.name].MaxEntries()), used, 0)
+	}
 	if errs != nil {
 		return all, fmt.Errorf("read use of maps: %w", errs)
 	}

@@ -81,7 +81,9 @@ func (d *demo) say(format string, args ...any) {
 	fmt.Fprintf(d.out, "%5.1fs  %s\n", time.Since(d.start).Seconds(), fmt.Sprintf(format, args...))
 }
 
-func (d *demo) show(format string, args ...any) { fmt.Fprintf(d.out, "          "+format+"\n", args...) }
+func (d *demo) show(format string, args ...any) {
+	fmt.Fprintf(d.out, "          "+format+"\n", args...)
+}
 
 func (d *demo) steps(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{d.agents, d.pods, d.reach, d.balance, d.remove, d.kill} {

@@ -3,6 +3,7 @@
 package traffic
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"sync"
 	"time"
@@ -118,34 +120,56 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// keepAlive holds one connection. The transport would hide a reset by a new connection: so it may dial once, and a request that finds its
-// connection gone has failed. After a failure it dials anew, so that one broken connection counts once.
+// keepAlive holds one connection and speaks HTTP on it itself: a client would hide a reset behind a new connection. After a failure it dials
+// anew, so that one broken connection counts once.
 func (l Load) keepAlive(ctx context.Context, r *recorder) {
+	url, err := url.Parse(l.URL)
+	if err != nil {
+		r.note(func(rep *Report) { rep.fail(&rep.Failed, err) })
+		return
+	}
+	request := &http.Request{Method: http.MethodGet, URL: url, Host: url.Host, Header: http.Header{}}
 	for ctx.Err() == nil {
-		dialed := false
-		tr := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if dialed {
-				return nil, errors.New("the kept connection was closed")
-			}
-			dialed = true
-			return (&net.Dialer{Timeout: l.Timeout}).DialContext(ctx, network, addr)
-		}}
-		client := &http.Client{Transport: tr, Timeout: l.Timeout}
-		for l.ask(client, r, func(rep *Report, err error) {
+		conn, err := net.DialTimeout("tcp", url.Host, l.Timeout)
+		if err != nil {
+			r.note(func(rep *Report) {
+				rep.Requests++
+				rep.fail(&rep.Failed, err)
+			})
+			wait(ctx, l.Pace)
+			continue
+		}
+		from := bufio.NewReader(conn)
+		for l.ask(func() (string, error) { return exchange(conn, from, request, l.Timeout) }, r, func(rep *Report, err error) {
 			rep.Requests++
 			if err != nil {
-				rep.fail(&rep.Failed, err)
+				rep.fail(&rep.Failed, fmt.Errorf("kept connection %s: %w", conn.LocalAddr(), err))
 			}
 		}) && wait(ctx, l.Pace) {
 		}
-		tr.CloseIdleConnections()
+		conn.Close()
 	}
+}
+
+// exchange sends a request on an open connection and reads its answer.
+func exchange(conn net.Conn, from *bufio.Reader, request *http.Request, timeout time.Duration) (string, error) {
+	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return "", err
+	}
+	if err := request.Write(conn); err != nil {
+		return "", err
+	}
+	resp, err := http.ReadResponse(from, request)
+	if err != nil {
+		return "", err
+	}
+	return answer(resp)
 }
 
 func (l Load) connect(ctx context.Context, r *recorder) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: l.Timeout}
 	for ctx.Err() == nil {
-		l.ask(client, r, func(rep *Report, err error) {
+		l.ask(func() (string, error) { return get(client, l.URL) }, r, func(rep *Report, err error) {
 			rep.Connects++
 			if err != nil {
 				rep.fail(&rep.Refused, err)
@@ -156,9 +180,9 @@ func (l Load) connect(ctx context.Context, r *recorder) {
 }
 
 // ask makes one request, whole, even when the time is up meanwhile.
-func (l Load) ask(client *http.Client, r *recorder, done func(*Report, error)) bool {
+func (l Load) ask(get func() (string, error), r *recorder, done func(*Report, error)) bool {
 	start := time.Now()
-	name, err := get(client, l.URL)
+	name, err := get()
 	took := time.Since(start)
 	r.note(func(rep *Report) {
 		done(rep, err)
@@ -175,15 +199,20 @@ func get(client *http.Client, url string) (name string, err error) {
 	if err != nil {
 		return "", err
 	}
+	return answer(resp)
+}
+
+// answer reads a response to its end and returns who gave it.
+func answer(resp *http.Response) (name string, err error) {
 	body, err := io.ReadAll(resp.Body)
 	if err := errors.Join(err, resp.Body.Close()); err != nil {
 		return "", err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("GET %s: %s", url, resp.Status)
+		return "", errors.New(resp.Status)
 	}
 	if _, err := fmt.Sscan(string(body), &name); err != nil {
-		return "", fmt.Errorf("GET %s: answer %q: %w", url, body, err)
+		return "", fmt.Errorf("answer %q: %w", body, err)
 	}
 	return name, nil
 }
