@@ -5,7 +5,9 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -50,8 +52,36 @@ type Peers struct {
 	// What the two indexes hold, read from the kernel once: a trie does not say which prefixes lead to an id, nor, before Linux 6.13,
 	// whether a prefix is new.
 	read      bool
-	cidrOwner map[netip.Prefix]uint32
-	nodeOwner map[netip.Addr]uint32
+	cidrOwner owners[netip.Prefix]
+	nodeOwner owners[netip.Addr]
+}
+
+// owners says to which id each key of an index leads, and which keys lead to an id: a change costs what it changes, not the table.
+type owners[K comparable] struct {
+	of   map[K]uint32
+	keys map[uint32][]K
+}
+
+func newOwners[K comparable]() owners[K] {
+	return owners[K]{of: map[K]uint32{}, keys: map[uint32][]K{}}
+}
+
+func (o owners[K]) set(k K, id uint32) {
+	o.drop(k)
+	o.of[k] = id
+	o.keys[id] = append(o.keys[id], k)
+}
+
+func (o owners[K]) drop(k K) {
+	id, ok := o.of[k]
+	if !ok {
+		return
+	}
+	delete(o.of, k)
+	o.keys[id] = slices.DeleteFunc(o.keys[id], func(other K) bool { return other == k })
+	if len(o.keys[id]) == 0 {
+		delete(o.keys, id)
+	}
 }
 
 // Capacity returns the largest usable id.
@@ -71,6 +101,10 @@ func (t *Peers) Put(p Peer) error {
 		if !c.IsValid() || c != c.Masked() {
 			return fmt.Errorf("put peer %d: cidr %s is not a masked prefix", p.ID, c)
 		}
+	}
+	p.Node, p.Sources = p.Node.Unmap(), slices.Clone(p.Sources)
+	for i, a := range p.Sources {
+		p.Sources[i] = a.Unmap()
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -132,18 +166,11 @@ func (t *Peers) List() ([]Peer, error) {
 	if err := t.load(); err != nil {
 		return nil, fmt.Errorf("list peers: %w", err)
 	}
-	found := map[uint32]*Peer{}
-	var ids []uint32
+	var all []Peer
 	for id := uint32(1); id < t.array.entries; id++ {
-		if p, ok := t.element(id); ok {
-			found[id] = &p
-			ids = append(ids, id)
+		if p, ok := t.peer(id); ok {
+			all = append(all, p)
 		}
-	}
-	t.owned(func(id uint32) *Peer { return found[id] })
-	all := make([]Peer, 0, len(ids))
-	for _, id := range ids {
-		all = append(all, *found[id])
 	}
 	return all, nil
 }
@@ -153,40 +180,27 @@ func (t *Peers) load() error {
 	if t.read {
 		return nil
 	}
-	t.cidrOwner, t.nodeOwner = map[netip.Prefix]uint32{}, map[netip.Addr]uint32{}
-	var err error
-	err = errors.Join(err, t.cidrs.walk(func(k LayoutPeerCidr, id uint32) { t.cidrOwner[k.Prefix()] = id }))
-	err = errors.Join(err, t.nodes.walk(func(k LayoutAddr, id uint32) { t.nodeOwner[k.Addr()] = id }))
+	t.cidrOwner, t.nodeOwner = newOwners[netip.Prefix](), newOwners[netip.Addr]()
+	err := errors.Join(
+		t.cidrs.walk(func(k LayoutPeerCidr, id uint32) { t.cidrOwner.set(k.Prefix(), id) }),
+		t.nodes.walk(func(k LayoutAddr, id uint32) { t.nodeOwner.set(k.Addr(), id) }))
 	if err != nil {
 		return err
 	}
-	t.read = true
+	t.read, t.live = true, 0
 	for id := uint32(1); id < t.array.entries; id++ {
 		if _, ok := t.element(id); ok {
 			t.live++
 		}
 	}
-	for _, id := range t.dangling() {
-		err = errors.Join(err, t.unindex(id, Peer{}))
-	}
-	return err
-}
-
-// dangling returns the ids that an index leads to and that are no live peers.
-func (t *Peers) dangling() []uint32 {
-	var ids []uint32
-	add := func(id uint32) {
-		if _, ok := t.element(id); !ok && !slices.Contains(ids, id) {
-			ids = append(ids, id)
+	for _, ids := range []iter.Seq[uint32]{maps.Keys(t.cidrOwner.keys), maps.Keys(t.nodeOwner.keys)} {
+		for _, id := range slices.Collect(ids) {
+			if _, ok := t.element(id); !ok {
+				err = errors.Join(err, t.unindex(id, Peer{}))
+			}
 		}
 	}
-	for _, id := range t.cidrOwner {
-		add(id)
-	}
-	for _, id := range t.nodeOwner {
-		add(id)
-	}
-	return ids
+	return err
 }
 
 // element returns what the array says of a peer, without CIDRs and further addresses.
@@ -202,34 +216,21 @@ func (t *Peers) element(id uint32) (Peer, bool) {
 	return Peer{ID: id, Incarnation: high(w), Flags: PeerFlag(low(w)) &^ peerLive, Node: addrOrNone(el.Node), MTU: el.Mtu}, true
 }
 
-// peer returns a peer with its CIDRs and addresses.
+// peer returns a peer with its CIDRs and addresses, in a fixed order.
 func (t *Peers) peer(id uint32) (Peer, bool) {
 	p, ok := t.element(id)
-	if ok {
-		t.owned(func(owner uint32) *Peer {
-			if owner == id {
-				return &p
-			}
-			return nil
-		})
+	if !ok {
+		return p, false
 	}
-	return p, ok
-}
-
-// owned adds each CIDR and address to the peer that it leads to, in a fixed order.
-func (t *Peers) owned(of func(id uint32) *Peer) {
-	for c, id := range t.cidrOwner {
-		if p := of(id); p != nil {
-			p.CIDRs = append(p.CIDRs, c)
-			slices.SortFunc(p.CIDRs, netip.Prefix.Compare)
-		}
-	}
-	for a, id := range t.nodeOwner {
-		if p := of(id); p != nil && a != p.Node {
+	p.CIDRs = slices.Clone(t.cidrOwner.keys[id])
+	slices.SortFunc(p.CIDRs, netip.Prefix.Compare)
+	for _, a := range t.nodeOwner.keys[id] {
+		if a != p.Node {
 			p.Sources = append(p.Sources, a)
-			slices.SortFunc(p.Sources, netip.Addr.Compare)
 		}
 	}
+	slices.SortFunc(p.Sources, netip.Addr.Compare)
+	return p, true
 }
 
 // write writes the element. While the outer address changes the word is clear and packets to the peer are dropped and counted: where they
@@ -247,22 +248,22 @@ func (t *Peers) write(p Peer) {
 // index makes the peer's addresses and CIDRs lead to it.
 func (t *Peers) index(p Peer) error {
 	for _, a := range append([]netip.Addr{p.Node}, p.Sources...) {
-		if t.nodeOwner[a.Unmap()] == p.ID {
+		if t.nodeOwner.of[a] == p.ID {
 			continue
 		}
 		if err := t.nodes.put(addrOf(a), p.ID); err != nil {
 			return err
 		}
-		t.nodeOwner[a.Unmap()] = p.ID
+		t.nodeOwner.set(a, p.ID)
 	}
 	for _, c := range p.CIDRs {
-		if t.cidrOwner[c] == p.ID {
+		if t.cidrOwner.of[c] == p.ID {
 			continue
 		}
 		if err := t.cidrs.put(cidrOf(c), p.ID); err != nil {
 			return err
 		}
-		t.cidrOwner[c] = p.ID
+		t.cidrOwner.set(c, p.ID)
 	}
 	return nil
 }
@@ -270,25 +271,25 @@ func (t *Peers) index(p Peer) error {
 // unindex removes what leads to an id and is not of the peer that keeps.
 func (t *Peers) unindex(id uint32, keep Peer) error {
 	var err error
-	for c, owner := range t.cidrOwner {
-		if owner != id || slices.Contains(keep.CIDRs, c) {
+	for _, c := range slices.Clone(t.cidrOwner.keys[id]) {
+		if slices.Contains(keep.CIDRs, c) {
 			continue
 		}
 		if e := t.cidrs.delete(cidrOf(c)); e != nil {
 			err = errors.Join(err, e)
 			continue
 		}
-		delete(t.cidrOwner, c)
+		t.cidrOwner.drop(c)
 	}
-	for a, owner := range t.nodeOwner {
-		if owner != id || a == keep.Node.Unmap() || slices.Contains(keep.Sources, a) {
+	for _, a := range slices.Clone(t.nodeOwner.keys[id]) {
+		if a == keep.Node || slices.Contains(keep.Sources, a) {
 			continue
 		}
 		if e := t.nodes.delete(addrOf(a)); e != nil {
 			err = errors.Join(err, e)
 			continue
 		}
-		delete(t.nodeOwner, a)
+		t.nodeOwner.drop(a)
 	}
 	return err
 }
