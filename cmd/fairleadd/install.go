@@ -11,8 +11,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fairlead/fairlead/pkg/agent"
 	"github.com/fairlead/fairlead/pkg/cni"
 )
+
+// defaultBinDir is where container runtimes look for CNI binaries.
+const defaultBinDir = "/opt/cni/bin"
 
 // install places the CNI binary where the container runtime looks for it.
 func install(out io.Writer) *cobra.Command {
@@ -42,7 +46,7 @@ func install(out io.Writer) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&from, "from", "", "CNI binary to install (default: found beside this program or where the image has it)")
-	cmd.Flags().StringVar(&to, "cni-bin-dir", "/opt/cni/bin", "directory that gets the CNI binary")
+	cmd.Flags().StringVar(&to, "cni-bin-dir", defaultBinDir, "directory that gets the CNI binary")
 	return cmd
 }
 
@@ -64,4 +68,26 @@ func findBinary() (string, error) {
 		}
 	}
 	return "", fmt.Errorf("find CNI binary: not at %s nor at %s: name it with --from", places[0], places[1])
+}
+
+// uninstall takes everything of Fairlead off this node.
+func uninstall(out io.Writer) *cobra.Command {
+	var config agent.Config
+	var file, from string
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Take everything of Fairlead off this node",
+		Long: `Take everything of Fairlead off this node: CNI configuration and binary, links, routes, programs, maps and state, found by the flags that
+the agent was run with. The agent must not run any more. Pods that still run lose their network.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := complete(cmd.Flags(), &config, file); err != nil {
+				return err
+			}
+			return agent.Uninstall(config, from, out)
+		},
+	}
+	flags(cmd.Flags(), &config, &file)
+	cmd.Flags().StringVar(&from, "cni-bin-dir", defaultBinDir, "directory that has the CNI binary")
+	return cmd
 }

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/fairlead/fairlead/pkg/agent"
 )
@@ -40,22 +41,32 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		SilenceErrors:     true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if file != "" {
-				if err := agent.LoadFile(cmd.Flags(), file); err != nil {
-					return err
-				}
-			}
-			if err := config.Validate(os.Hostname); err != nil {
+			if err := complete(cmd.Flags(), &config, file); err != nil {
 				return err
 			}
 			return agent.Run(cmd.Context(), config, versionName(), out)
 		},
 	}
-	config.Flags(root.Flags())
-	root.Flags().StringVar(&file, "config", "", "YAML file with the names of these flags as keys; flags win")
-	root.AddCommand(install(out))
+	flags(root.Flags(), &config, &file)
+	root.AddCommand(install(out), uninstall(out))
 	root.SetArgs(args)
 	return root.ExecuteContext(ctx)
+}
+
+// flags declares those of the agent, and the file that may hold them.
+func flags(fs *pflag.FlagSet, config *agent.Config, file *string) {
+	config.Flags(fs)
+	fs.StringVar(file, "config", "", "YAML file with the names of these flags as keys; flags win")
+}
+
+// complete adds the file to the flags and checks the whole.
+func complete(fs *pflag.FlagSet, config *agent.Config, file string) error {
+	if file != "" {
+		if err := agent.LoadFile(fs, file); err != nil {
+			return err
+		}
+	}
+	return config.Validate(os.Hostname)
 }
 
 // version is set by the linker: the tag that `make build` works on.

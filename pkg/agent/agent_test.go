@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fairlead/fairlead/pkg/masquerade"
+	"github.com/fairlead/fairlead/pkg/nft"
 	"github.com/fairlead/fairlead/pkg/query"
 	"github.com/fairlead/fairlead/pkg/testnet/sandbox"
 )
@@ -168,6 +170,28 @@ func TestTwoNodes(t *testing.T) {
 		}
 	})
 
+	t.Run("socket path off", func(t *testing.T) {
+		a.process.kill(t)
+		a.start("--socket-lb=false")
+		a.ready()
+		before := a.counter("sock-translated")
+		for _, ip := range []netip.Addr{webIP4, webIP6} {
+			if name, _ := askAtCall(t, a, x.ns, at(ip, 80)); name != "y" && name != "z" {
+				t.Errorf("%s: answered by %q", ip, name)
+			}
+		}
+		if after := a.counter("sock-translated"); after != before {
+			t.Errorf("%d sockets translated", after-before)
+		}
+		a.process.kill(t)
+		a.start()
+		a.ready()
+		askAtCall(t, a, x.ns, at(webIP4, 80))
+		if after := a.counter("sock-translated"); after != before+1 {
+			t.Errorf("on again: %d sockets translated, want 1", after-before)
+		}
+	})
+
 	t.Run("DEL without agent", func(t *testing.T) {
 		if code := a.process.stop(t); code != 0 {
 			t.Errorf("stopped agent ends with %d:\n%s", code, a.process.log())
@@ -182,6 +206,60 @@ func TestTwoNodes(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Uninstall leaves nothing of an agent, and everything of others.
+func TestUninstall(t *testing.T) {
+	a, _ := newMachines(t)
+	a.apply("nodes.yaml", nodeManifest(1, cidrs1)+"---"+nodeManifest(2, cidrs2))
+	a.start()
+	a.ready()
+	a.add("x")
+	a.apply("web.yaml", webService)
+	if code, said := a.run("uninstall", "--cni-bin-dir="); code != 1 || !strings.Contains(said, "another fairleadd") {
+		t.Errorf("with a running agent: exit code %d, %s", code, said)
+	}
+	a.ready()
+	if code := a.process.stop(t); code != 0 {
+		t.Errorf("agent ends with %d", code)
+	}
+	foreign := a.path("conf/10-other.conflist")
+	if err := os.WriteFile(foreign, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time finds nothing
+		if code, said := a.run("uninstall", "--cni-bin-dir="); code != 0 {
+			t.Fatalf("exit code %d:\n%s", code, said)
+		}
+	}
+	for _, path := range []string{a.pins, a.path("run"), a.path("state"), a.path("conf/05-fairlead.conflist")} {
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("%s is left (%v)", path, err)
+		}
+	}
+	if _, err := os.Stat(foreign); err != nil {
+		t.Error(err)
+	}
+	var left []string
+	devices, err := a.nl.Devices()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range devices {
+		left = append(left, d.Name)
+	}
+	slices.Sort(left)
+	if !slices.Equal(left, []string{"eth0", "lo"}) {
+		t.Errorf("devices %v are left", left)
+	}
+	routes, err := a.nl.Routes()
+	if err != nil || len(routes) > 0 {
+		t.Errorf("routes %v are left, %v", routes, err)
+	}
+	conn := nft.New(a.ns.FD())
+	if _, ok, err := conn.Elements(masquerade.Table, nft.Set{Name: "own4"}); ok || err != nil {
+		t.Errorf("masquerade table is left: %v, %v", ok, err)
+	}
 }
 
 // askAtCall is ask by a socket of the machine's cgroup: the backend is chosen at connect(2).

@@ -163,14 +163,28 @@ func (p *process) log() string {
 	return p.output.String()
 }
 
-// start runs an agent on the machine.
+// start runs an agent on the machine, with further flags.
 func (m *machine) start(flags ...string) *process {
+	m.t.Helper()
+	m.process = m.exec(append([]string{"--log-level=debug"}, flags...)...)
+	return m.process
+}
+
+// run runs another command of the daemon to its end.
+func (m *machine) run(command ...string) (code int, said string) {
+	m.t.Helper()
+	p := m.exec(command...)
+	return p.wait(m.t), p.log()
+}
+
+// exec runs the daemon on the machine, with the flags that say where everything is.
+func (m *machine) exec(args ...string) *process {
 	m.t.Helper()
 	p := &process{ended: make(chan struct{})}
 	p.cmd = exec.Command(filepath.Join(binaries, "fairleadd"), append([]string{
 		"--node-name=" + m.name, "--manifests=" + m.manifests, "--state-dir=" + m.path("state"), "--run-dir=" + m.path("run"),
-		"--bpffs-dir=" + m.pins, "--cgroup-root=" + m.group.Path, "--cni-conf-dir=" + m.path("conf"), "--log-level=debug",
-	}, flags...)...)
+		"--bpffs-dir=" + m.pins, "--cgroup-root=" + m.group.Path, "--cni-conf-dir=" + m.path("conf"),
+	}, args...)...)
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
@@ -191,7 +205,6 @@ func (m *machine) start(flags ...string) *process {
 	if err := <-started; err != nil {
 		m.t.Fatal(err)
 	}
-	m.process = p
 	m.t.Cleanup(func() {
 		p.kill(m.t)
 		if m.t.Failed() {
@@ -257,6 +270,22 @@ func (m *machine) status(what string, ok func(query.Status) bool) query.Status {
 func (m *machine) ready() query.Status {
 	m.t.Helper()
 	return m.status("ready", func(s query.Status) bool { return s.Ready })
+}
+
+// counter returns what `fairlead drops` says of an event.
+func (m *machine) counter(name string) uint64 {
+	m.t.Helper()
+	drops, err := query.NewClient(m.path("run/query.sock")).Drops(m.t.Context())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, c := range drops.Counters {
+		if c.Name == name {
+			return c.Count
+		}
+	}
+	m.t.Fatalf("no counter %s in %v", name, drops.Counters)
+	return 0
 }
 
 // pod is a network namespace that ADD connected.
