@@ -27,6 +27,17 @@ type options struct {
 	killed time.Duration
 	kills  int
 	alone  time.Duration
+	mode   string
+}
+
+func (o options) modes() []bool {
+	switch o.mode {
+	case "socket":
+		return []bool{true}
+	case "packet":
+		return []bool{false}
+	}
+	return []bool{true, false}
 }
 
 func main() {
@@ -35,9 +46,13 @@ func main() {
 	flag.DurationVar(&o.killed, "killed", 30*time.Second, "traffic while agents are killed")
 	flag.IntVar(&o.kills, "kills", 5, "how often each agent is killed meanwhile")
 	flag.DurationVar(&o.alone, "alone", 5*time.Minute, "traffic without any agent")
+	flag.StringVar(&o.mode, "mode", "both", "socket, packet or both")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := errors.Join(o.run(ctx, true), o.run(ctx, false))
+	var err error
+	for _, socketLB := range o.modes() {
+		err = errors.Join(err, o.run(ctx, socketLB))
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "restart:", err)
@@ -102,6 +117,7 @@ func (o options) run(ctx context.Context, socketLB bool) (err error) {
 		}
 		return nil
 	})
+	report(ctx, n)
 	if err != nil {
 		return err
 	}
@@ -110,6 +126,29 @@ func (o options) run(ctx context.Context, socketLB bool) (err error) {
 	}
 	fmt.Printf("socket path %t, no agent for %v:\n", socketLB, o.alone)
 	return o.load(ctx, client, n.Binaries.Helper, targets, o.alone, func(context.Context) error { return nil })
+}
+
+// report prints what the nodes dropped and counted.
+func report(ctx context.Context, n *testnet.Net) {
+	for _, node := range n.Nodes {
+		all, err := node.Query().Drops(ctx)
+		if err != nil {
+			fmt.Printf("  %s: %v\n", node.Name, err)
+			continue
+		}
+		fmt.Printf("  %s:", node.Name)
+		for _, d := range all.Drops {
+			if d.Count > 0 {
+				fmt.Printf(" drop %s %d", d.Reason, d.Count)
+			}
+		}
+		for _, c := range all.Counters {
+			if c.Count > 0 {
+				fmt.Printf(" %s %d", c.Name, c.Count)
+			}
+		}
+		fmt.Println()
+	}
 }
 
 // load runs one load per target in the client pod while do happens, and prints what came of each.
