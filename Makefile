@@ -33,7 +33,7 @@ test: build test-deps ## all tests; as root
 
 .PHONY: test-deps
 test-deps:
-	@$(LOCAL)/deps.sh iproute2:ip nftables:nft etcd-server:etcd iputils-ping:ping
+	@$(LOCAL)/deps.sh iproute2:ip nftables:nft iputils-ping:ping
 	@$(LOCAL)/setup.sh apiserver
 
 .PHONY: check

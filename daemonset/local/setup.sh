@@ -11,16 +11,18 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 W=${CLUSTER_DIR:-$HOME/.cache/fairlead-cluster}; B=$W/bin
 mkdir -p "$B" "$W/img"
 K8S=v1.36.3
+unset CGO_ENABLED
 
 if [ "${1:-}" = apiserver ]; then
   cd "$HERE"; [ -x "$B/kube-apiserver" ] || { echo "build kube-apiserver"; go build -o "$B/kube-apiserver" ./apiserver; }
   [ -x "$B/etcd" ] || { echo "build etcd"; go build -o "$B/etcd" ./etcd; }
   exit 0
 fi
-"$HERE/deps.sh" runc:runc etcd-server:etcd debootstrap:debootstrap nftables:nft iptables:iptables curl:curl iproute2:ip \
+"$HERE/deps.sh" runc:runc debootstrap:debootstrap nftables:nft iptables:iptables curl:curl iproute2:ip \
   iputils-ping:ping conntrack:conntrack iperf3:iperf3 tcpdump:tcpdump openssl:openssl jq:jq gcc:gcc
 
 cd "$HERE"
+[ -x "$B/etcd" ] || { echo "build etcd"; go build -o "$B/etcd" ./etcd; } # Debian's cannot stream lists
 for p in apiserver kcm sched kubelet proxy; do
   [ -x "$B/kube-$p" ] || { echo "build kube-$p"; go build -o "$B/kube-$p" "./$p"; }
 done

@@ -34,7 +34,7 @@ addns ctl 1
 
 echo "admintoken,admin,admin,system:masters" >"$D/tokens.csv"
 openssl genrsa -out "$D/sa.key" 2048 2>/dev/null; openssl rsa -in "$D/sa.key" -pubout -out "$D/sa.pub" 2>/dev/null
-bg etcd ctl etcd --data-dir "$D/etcd" --unsafe-no-fsync
+bg etcd ctl "$B/etcd" --data-dir "$D/etcd" --unsafe-no-fsync
 bg apiserver ctl "$B/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 --cert-dir="$D/certs" \
   --token-auth-file="$D/tokens.csv" --authorization-mode=Node,RBAC --allow-privileged=true \
   --service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112 --service-account-issuer=https://kubernetes.default.svc \
