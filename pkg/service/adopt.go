@@ -253,6 +253,12 @@ func (s *Proxy) sweepLeftover() {
 				if !mine() {
 					return nil
 				}
+				// A change that wanted it, and failed, may have written it again.
+				if _, live := s.cfg.Tables.Backend(id); live {
+					if err := s.cfg.Tables.DeleteBackend(id); err != nil {
+						return err
+					}
+				}
 				if err := s.cfg.IDs.ReleaseSignature(bpf.IDBackend, l.sig); err != nil {
 					return err
 				}

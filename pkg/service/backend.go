@@ -47,8 +47,16 @@ func (s *Proxy) backendIDs(p *port, fresh []*backend) reconcile.Step {
 				}
 				b.id = id
 				got = append(got, b)
-				if l := s.leftover[id.ID]; l != nil {
+				switch l := s.leftover[id.ID]; {
+				case l == nil:
+				case l.el.Incarnation == id.Incarnation:
 					b.live, b.flags = l.live, l.flags
+				default:
+					// An element without id is in the place of the new one.
+					if err := s.cfg.Tables.DeleteBackend(id.ID); err != nil {
+						return err
+					}
+					delete(s.leftover, id.ID)
 				}
 			}
 			return nil
@@ -58,6 +66,19 @@ func (s *Proxy) backendIDs(p *port, fresh []*backend) reconcile.Step {
 				b := got[0]
 				if s.leftover[b.id.ID] != nil || s.taken(p.sig, b) {
 					continue
+				}
+				id, ok, err := s.cfg.IDs.Find(bpf.IDBackend, backendDescription(p.sig, b.addr))
+				if err != nil {
+					return err
+				}
+				if !ok || id != b.id {
+					continue // given back already, and perhaps given out again
+				}
+				// Written by this change, or by one before it that is not given back yet.
+				if is, ok := s.cfg.Tables.Backend(b.id.ID); ok && is.Incarnation == b.id.Incarnation {
+					if err := s.cfg.Tables.DeleteBackend(b.id.ID); err != nil {
+						return err
+					}
 				}
 				if err := s.release(p.sig, b); err != nil {
 					return err
@@ -140,16 +161,11 @@ func (s *Proxy) addBackends(p *port, pl plan) reconcile.Step {
 		Undo: func() error {
 			for _, i := range pl.other {
 				b := pl.next[i]
-				if b.id.ID == 0 {
-					continue
-				}
-				var err error
 				if p.find(b.addr) == b {
-					err = s.right(p, b)
-				} else {
-					err = s.unwrite(p, b)
-				}
-				if err != nil {
+					if err := s.right(p, b); err != nil {
+						return err
+					}
+				} else if err := s.rightLeftover(p, b); err != nil {
 					return err
 				}
 			}
@@ -158,19 +174,14 @@ func (s *Proxy) addBackends(p *port, pl plan) reconcile.Step {
 	}
 }
 
-// unwrite takes back the element of a backend whose change failed. By the time it succeeds the id may be another's.
-func (s *Proxy) unwrite(p *port, b *backend) error {
-	if !b.live || s.taken(p.sig, b) {
+// rightLeftover gives an element of an agent before this one its flags back. New elements go with their ids.
+func (s *Proxy) rightLeftover(p *port, b *backend) error {
+	l := s.leftover[b.id.ID]
+	if l == nil || !b.live || b.flags == l.flags && l.live {
 		return nil
 	}
-	if l := s.leftover[b.id.ID]; l != nil && l.live {
-		if b.flags == l.flags {
-			return nil
-		}
+	if l.live {
 		return s.put(p, b, l.flags)
-	}
-	if is, ok := s.cfg.Tables.Backend(b.id.ID); !ok || is.Incarnation != b.id.Incarnation {
-		return nil
 	}
 	if err := s.cfg.Tables.DeleteBackend(b.id.ID); err != nil {
 		return err
@@ -203,7 +214,14 @@ func (s *Proxy) freeBackends(service bpf.Signature, left []*backend, seq uint32)
 		if b.gone != seq || err != nil {
 			continue
 		}
-		if err = s.release(service, b); err == nil {
+		// A change that wanted it back, and failed, may have written it again.
+		if p := s.ports[service]; p != nil {
+			err = s.right(p, b)
+		}
+		if err == nil {
+			err = s.release(service, b)
+		}
+		if err == nil {
 			freed[b] = true
 			b.gone = 0
 		}

@@ -37,6 +37,7 @@ type model struct {
 	fault  func(what string) error // before a write
 	after  func(what string)       // after each word or entry
 	grace  func() error
+	broken func(why string) // a call that no order of writes allows
 	writes int
 	used   uint32
 }
@@ -56,6 +57,7 @@ func newModel() *model {
 		fault:     func(string) error { return nil },
 		after:     func(string) {},
 		grace:     func() error { return nil },
+		broken:    func(why string) { panic(why) },
 	}
 	return m
 }
@@ -205,10 +207,21 @@ func (m *model) Acquire(kind bpf.IDKind, description string) (bpf.ID, error) {
 	return id, err
 }
 
+func (m *model) Find(kind bpf.IDKind, description string) (bpf.ID, bool, error) {
+	id, ok := m.ids[kind][bpf.Sign(description)]
+	return id, ok, nil
+}
+
 func (m *model) ReleaseSignature(kind bpf.IDKind, sig bpf.Signature) error {
 	id, ok := m.ids[kind][sig]
 	if !ok {
 		return nil
+	}
+	if b := m.backends[id.ID]; kind == bpf.IDBackend && b.Incarnation == id.Incarnation {
+		m.broken(fmt.Sprintf("release id %v of a live backend", id))
+	}
+	if w := m.services[id.ID]; kind == bpf.IDService && w.Incarnation == id.Incarnation {
+		m.broken(fmt.Sprintf("release id %v of a live service", id))
 	}
 	return m.do("release id", func() {
 		delete(m.ids[kind], sig)

@@ -169,7 +169,7 @@ func (s *Proxy) change(p *port) error {
 	}
 	if !p.installed {
 		// No frontend leads here yet: what makes the service visible is each frontend's own word, later.
-		c.Add = append(c.Add, reconcile.Step{Do: flip, Undo: func() error { return s.dropService(p.sig) }})
+		c.Add = append(c.Add, reconcile.Step{Do: flip})
 		flip = func() error { return nil }
 	}
 	p.changes++
@@ -260,7 +260,8 @@ func (s *Proxy) addSet(pl plan, flag bpf.BackendFlag, verdict bpf.ServiceVerdict
 	return reserve, write
 }
 
-// serviceID reserves an id for a port that has none.
+// serviceID reserves an id for a port that has none; given back, it takes the service along that was written and that no frontend ever
+// led to.
 func (s *Proxy) serviceID(p *port) reconcile.Step {
 	return reconcile.Step{
 		Do: func() (err error) {
@@ -270,8 +271,14 @@ func (s *Proxy) serviceID(p *port) reconcile.Step {
 			return err
 		},
 		Undo: func() error {
-			if p.installed || p.leaving != 0 || p.id.ID == 0 {
+			if p.installed || p.id.ID == 0 {
 				return nil
+			}
+			if err := s.cfg.Tables.DeleteService(p.id.ID); err != nil {
+				return err
+			}
+			if p.leaving != 0 {
+				return nil // the change that retires it gives the id back
 			}
 			if err := s.cfg.IDs.ReleaseSignature(bpf.IDService, p.sig); err != nil {
 				return err
@@ -281,15 +288,6 @@ func (s *Proxy) serviceID(p *port) reconcile.Step {
 			return nil
 		},
 	}
-}
-
-// dropService clears a service that was written but that no frontend ever led to.
-func (s *Proxy) dropService(sig bpf.Signature) error {
-	p := s.ports[sig]
-	if p == nil || p.installed || p.id.ID == 0 {
-		return nil
-	}
-	return s.cfg.Tables.DeleteService(p.id.ID)
 }
 
 // forget drops a port that nobody wants and that has nothing in the maps.
@@ -353,6 +351,10 @@ func (s *Proxy) clearService(p *port, seq uint32) error {
 func (s *Proxy) freeService(p *port, seq uint32) error {
 	if p.leaving != seq {
 		return nil
+	}
+	// A change that wanted it back, and failed, may have written it again.
+	if err := s.cfg.Tables.DeleteService(p.id.ID); err != nil {
+		return err
 	}
 	if err := s.cfg.IDs.ReleaseSignature(bpf.IDService, p.sig); err != nil {
 		return err

@@ -88,6 +88,7 @@ func history(t *testing.T, seed uint64) {
 	}
 	r.m.fault = func(string) error { return r.maybe("write") }
 	r.m.after = r.look
+	r.m.broken = func(why string) { r.fatalf("%s", why) }
 	r.m.grace = func() error {
 		if err := r.maybe("grace"); err != nil {
 			return err

@@ -44,6 +44,8 @@ type Tables interface {
 type IDs interface {
 	// Acquire returns the id that the thing has already, or a new one.
 	Acquire(kind bpf.IDKind, description string) (bpf.ID, error)
+	// Find returns the id that the thing has, if any.
+	Find(kind bpf.IDKind, description string) (bpf.ID, bool, error)
 	ReleaseSignature(kind bpf.IDKind, signature bpf.Signature) error
 	List(kind bpf.IDKind) ([]bpf.Interned, error)
 }
