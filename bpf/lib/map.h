@@ -9,6 +9,9 @@
  * the tag is made anew for each collection. */
 #define KEEP __attribute__((btf_decl_tag("keep")))
 
+/* Beside KEEP, from the release on that gives the same bytes of this map another meaning; 1 without. See layout.h. */
+#define KEEP_VERSION(n) __attribute__((btf_decl_tag("version:" #n)))
+
 /* A stage with a verification budget of its own. __weak keeps clang from dropping the context argument at the call, which the
  * verifier of a global function insists on (seen with clang 14 to 19). */
 #define STAGE __weak __attribute__((noinline))

@@ -63,6 +63,14 @@ func TestLayoutAdopts(t *testing.T) {
 	}
 }
 
+func TestLayoutVersionIsATag(t *testing.T) {
+	for want, tags := range map[uint32][]string{1: {"keep"}, 7: {"keep", "version:7"}} {
+		if got := wantedLayout(&ebpf.MapSpec{Tags: tags}).version; got != want {
+			t.Errorf("tags %q give version %d, want %d", tags, got, want)
+		}
+	}
+}
+
 // TestPinnedLayoutIsWanted compares what the objects declare with what the kernel gives back, for every kept map.
 func TestPinnedLayoutIsWanted(t *testing.T) {
 	o := openTest(t)
