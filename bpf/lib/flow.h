@@ -255,16 +255,17 @@ STAGE __u64 flow_search(const struct tuple *t)
 	hash = table_hash(t);
 	for (int i = 0; i < 2; i++) {
 		struct bucket *b = table_bucket(hash, i);
-		__u32 matches;
 
 		if (!b)
 			return 0;
-		matches = table_matches(b, hash);
-		for (int j = 0; j < TABLE_WORDS && matches; j++, matches &= matches - 1) {
-			__u64 at = READ_ONCE(b->w[table_first(matches)]), word;
-			struct flow *f = flow_at(table_slot(at));
+		for (int j = 0; j < TABLE_WORDS; j++) {
+			__u64 at = READ_ONCE(b->w[j]), word;
+			struct flow *f;
 			int dir;
 
+			if ((at ^ hash) >> 48)
+				continue;
+			f = flow_at(table_slot(at));
 			if (!f)
 				continue;
 			word = READ_ONCE(f->word);

@@ -107,8 +107,8 @@ static __always_inline __u64 table_word(__u64 hash, __u16 generation, bool trans
 	return hash >> 48 << 48 | (__u64)generation << 32 | (__u64)translated << 31 | slot;
 }
 
-/* Bit j: word j of the bucket has the tag of the hash. An empty word may, too: its generation, 0, is never used. Without branches: a
- * wrong guess of the processor costs more than eight words. */
+/* Bit j: word j of the bucket has the tag of the hash. An empty word may, too: its generation, 0, is never used. Without branches,
+ * for the verifier's sake; the search for a packet has them, since the processor guesses where its flow stands. */
 static __always_inline __u32 table_matches(const struct bucket *b, __u64 hash)
 {
 	__u32 mask = 0;

@@ -106,7 +106,8 @@ const (
 	TableDropReasonDROP_SOCK_NO_LOCAL      TableDropReason = 37
 	TableDropReasonDROP_SOCK_BACKEND       TableDropReason = 38
 	TableDropReasonDROP_SCRATCH            TableDropReason = 39
-	TableDropReasonDROP_REASON_MAX         TableDropReason = 40
+	TableDropReasonDROP_FLOW_MEETS         TableDropReason = 40
+	TableDropReasonDROP_REASON_MAX         TableDropReason = 41
 )
 
 type TableFlow struct {
@@ -173,7 +174,7 @@ type TableResult struct {
 	Ok      uint64
 	Wrong   uint64
 	Missed  uint64
-	Refused [40]uint64
+	Refused [41]uint64
 }
 
 type TableShape uint32
