@@ -49,7 +49,7 @@ func (t *Table) add(ctx context.Context, req *cni.Request, netns *os.File) (*cni
 	}
 	defer release()
 	if old, ok := t.get(e.Link); ok {
-		return t.again(old, e, netns)
+		return t.again(old, req, netns)
 	}
 	if err := t.finish(e.Link); err != nil { // its link from before a DEL
 		return nil, cni.Errorf(cni.CodeAgain, "%v", err)
@@ -113,16 +113,17 @@ func (t *Table) describe(req *cni.Request) (*Endpoint, error) {
 }
 
 // again answers an ADD for an endpoint that exists: its result when it is whole and in the same namespace.
-func (t *Table) again(old *Endpoint, now *Endpoint, netns *os.File) (*cni.Result, error) {
+func (t *Table) again(old *Endpoint, req *cni.Request, netns *os.File) (*cni.Result, error) {
+	t.learn(old, req, netns)
 	cookie, err := link.NamespaceCookie(int(netns.Fd()))
 	if err != nil {
 		return nil, cni.Errorf(cni.CodeEnvironment, "%v", err)
 	}
 	if cookie != old.Cookie {
-		return nil, cni.Errorf(cni.CodeTaken, "container %s has %s already, in another network namespace: DEL it first", now.ContainerID, now.Ifname)
+		return nil, cni.Errorf(cni.CodeTaken, "container %s has %s already, in another network namespace: DEL it first", req.ContainerID, req.Ifname)
 	}
 	if err := t.check(old, netns); err != nil {
-		return nil, cni.Errorf(cni.CodeTaken, "container %s has %s already, and it is broken: DEL it first: %v", now.ContainerID, now.Ifname, err)
+		return nil, cni.Errorf(cni.CodeTaken, "container %s has %s already, and it is broken: DEL it first: %v", req.ContainerID, req.Ifname, err)
 	}
 	return t.result(old), nil
 }

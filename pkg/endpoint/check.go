@@ -33,10 +33,26 @@ func (t *Table) checkRequest(ctx context.Context, req *cni.Request, netns *os.Fi
 	if !ok {
 		return cni.Errorf(cni.CodeUnknown, "container %s has no interface %s", a.ContainerID, a.Ifname)
 	}
+	t.learn(e, req, netns)
 	if err := t.check(e, netns); err != nil {
 		return cni.Errorf(cni.CodeBroken, "check %s: %v", a, err)
 	}
 	return nil
+}
+
+// learn completes an endpoint that was rebuilt from its link: that the link's name follows from the request proves whose it is.
+func (t *Table) learn(e *Endpoint, req *cni.Request, netns *os.File) {
+	inode, err := inodeOf(netns)
+	if err != nil || e.ContainerID != "" {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e.ContainerID, e.Ifname, e.Pod, e.Netns, e.Inode = req.ContainerID, req.Ifname, req.Pod, req.Netns, inode
+	if err := t.journal.append(entry{Op: opCommit, Endpoint: e}); err != nil {
+		t.journal.dirty = true
+		t.note("write journal", err)
+	}
 }
 
 func (t *Table) check(e *Endpoint, netns *os.File) error {

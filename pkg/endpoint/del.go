@@ -50,24 +50,31 @@ func (t *Table) remove(e *Endpoint) error {
 		return cni.Errorf(cni.CodeIO, "%s", cni.Harmless(err.Error()))
 	}
 	t.doomed.add(e.Link, doom{due: time.Now().Add(linger), cookie: e.Cookie, ifname: e.Ifname})
-	t.forget(e)
+	if !t.forget(e) {
+		// A full disk does not stop a DEL: without the entry the next agent must find the endpoint without its link.
+		if err := t.finish(e.Link); err != nil {
+			t.report("remove link", err)
+		}
+	}
 	t.notify()
 	t.log.Info("endpoint removed", "endpoint", e)
 	return nil
 }
 
-// forget frees an endpoint's addresses and writes that down. A full disk does not stop a DEL: without the entry the next agent finds the
-// endpoint without its link, and forgets it then.
-func (t *Table) forget(e *Endpoint) {
+// forget frees an endpoint's addresses and writes that down. It says whether that could be written; if not, the next snapshot makes up for
+// it.
+func (t *Table) forget(e *Endpoint) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := sinceBoot()
-	if err := t.journal.append(entry{Op: opRemove, Link: e.Link, At: now}); err != nil {
+	err := t.journal.append(entry{Op: opRemove, Link: e.Link, At: now})
+	if err != nil {
 		t.journal.dirty = true
 		t.note("write journal", err)
 	}
 	t.free(e.Addrs, now)
 	delete(t.endpoints, e.Link)
+	return err == nil
 }
 
 // finish removes a doomed link now, and gives its id back. A name that is not doomed is no error. The caller has the endpoint's lock.

@@ -114,6 +114,8 @@ type node struct {
 	t       testing.TB
 	ns      *os.File
 	dir     string
+	maps    string // folder of their pins
+	cookie  uint64
 	objects *bpf.Objects
 	cfg     Config
 	table   *Table
@@ -139,37 +141,15 @@ func newNode(t testing.TB, change func(*Config)) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	maps := fmt.Sprintf("%s%d-%d", bpffs, os.Getpid(), serial.Add(1))
-	n.objects, err = bpf.Open(bpf.Options{
-		Dir:      maps,
-		Config:   bpf.Config{Node4: netip.MustParseAddr("192.0.2.1"), Node6: netip.MustParseAddr("2001:db8::1"), HostCookie: cookie, OverlayMTU: 1450, VNI: 1, GatewayMAC: gateway},
-		Capacity: map[string]uint32{"flow_buckets": 1 + 8 + 1024, "flow_slots": 4096, "backends": 64, "slots": 64, "services": 64, "frontends": 64, "affinities": 64, "cluster_ips": 64},
-		Log:      slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	n.cookie = cookie
+	n.cfg = testConfig(n.dir)
+	n.maps = fmt.Sprintf("%s%d-%d", bpffs, os.Getpid(), serial.Add(1))
+	n.open()
 	t.Cleanup(func() {
-		if err := errors.Join(n.objects.Close(), bpf.Remove(maps)); err != nil {
+		if err := errors.Join(n.objects.Close(), bpf.Remove(n.maps)); err != nil {
 			t.Error(err)
 		}
 	})
-	from, to, err := n.objects.PodPrograms()
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.cfg = Config{
-		RunDir:     filepath.Join(n.dir, "run"),
-		StateDir:   filepath.Join(n.dir, "state"),
-		Pools:      []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:1::/64")},
-		MTU:        1450,
-		GatewayMAC: gateway,
-		Sources:    []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
-		Filters:    link.Filters{FromPodFD: from.FD, FromPodID: from.ID, ToPodFD: to.FD, ToPodID: to.ID},
-		Dataplane:  n.objects.Endpoints(),
-		IDs:        n.objects.IDs(),
-		Log:        slog.New(slog.DiscardHandler),
-	}
 	if change != nil {
 		change(&n.cfg)
 	}
@@ -178,6 +158,52 @@ func newNode(t testing.TB, change func(*Config)) *node {
 	n.start()
 	t.Cleanup(func() { n.stop() })
 	return n
+}
+
+func testConfig(dir string) Config {
+	return Config{
+		RunDir:     filepath.Join(dir, "run"),
+		StateDir:   filepath.Join(dir, "state"),
+		Pools:      []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:1::/64")},
+		MTU:        1450,
+		GatewayMAC: gateway,
+		Sources:    []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+		Log:        slog.New(slog.DiscardHandler),
+	}
+}
+
+// openObjects adopts or makes the node's maps, and puts what they are into the configuration.
+func openObjects(c *Config, maps string, cookie uint64) (*bpf.Objects, error) {
+	objects, err := bpf.Open(bpf.Options{
+		Dir:      maps,
+		Config:   bpf.Config{Node4: netip.MustParseAddr("192.0.2.1"), Node6: netip.MustParseAddr("2001:db8::1"), HostCookie: cookie, OverlayMTU: 1450, VNI: 1, GatewayMAC: gateway},
+		Capacity: map[string]uint32{"flow_buckets": 1 + 8 + 1024, "flow_slots": 4096, "backends": 64, "slots": 64, "services": 64, "frontends": 64, "affinities": 64, "cluster_ips": 64},
+		Log:      slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return nil, err
+	}
+	from, to, err := objects.PodPrograms()
+	if err != nil {
+		return nil, errors.Join(err, objects.Close())
+	}
+	c.Filters = link.Filters{FromPodFD: from.FD, FromPodID: from.ID, ToPodFD: to.FD, ToPodID: to.ID}
+	c.Dataplane, c.IDs = objects.Endpoints(), objects.IDs()
+	return objects, nil
+}
+
+// open opens the maps, anew when they are open.
+func (n *node) open() {
+	n.t.Helper()
+	if n.objects != nil {
+		if err := n.objects.Close(); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	var err error
+	if n.objects, err = openObjects(&n.cfg, n.maps, n.cookie); err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 // configure sets the network configuration.

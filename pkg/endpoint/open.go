@@ -108,8 +108,7 @@ func (t *Table) recover() error {
 	for _, b := range entries {
 		byIndex[int(b.Ifindex)] = b
 	}
-	t.dropLost(byName)
-	t.rebuild(byName, byIndex)
+	t.rebuild(byName, byIndex, t.dropLost(byName))
 	if err := t.adopt(byName, entries); err != nil {
 		return err
 	}
@@ -139,13 +138,19 @@ func (t *Table) replay(l *loaded) {
 		clip = func(time.Duration) time.Duration { return 0 }
 	}
 	put := func(e Endpoint) {
-		if _, known := t.endpoints[e.Link]; !known {
-			for _, a := range e.Addrs {
-				if p := t.poolOf(a); p != nil {
-					if err := p.Take(a); err != nil {
-						t.report("endpoint "+e.Link, err)
-					}
-				}
+		if old, known := t.endpoints[e.Link]; known {
+			t.free(old.Addrs, now)
+		}
+		for _, a := range e.Addrs {
+			p := t.poolOf(a)
+			if p == nil {
+				continue
+			}
+			if p.InUse(a) {
+				t.displace(a, e.Link)
+			}
+			if err := p.Take(a); err != nil {
+				t.report("endpoint "+e.Link, err)
 			}
 		}
 		t.endpoints[e.Link] = &e
@@ -173,9 +178,21 @@ func (t *Table) replay(l *loaded) {
 	}
 }
 
-// dropLost takes back the ADDs that were under way, and forgets the endpoints whose link is gone.
-func (t *Table) dropLost(links map[string]link.Found) {
+// displace forgets the endpoint that has an address which the journal gives to a later one: the entry of its DEL was lost.
+func (t *Table) displace(a netip.Addr, by string) {
+	for name, e := range t.endpoints {
+		if slices.Contains(e.Addrs, a) {
+			t.log.Warn("endpoint dropped at start: a later one has its address", "endpoint", e, "by", by)
+			t.free(e.Addrs, sinceBoot())
+			delete(t.endpoints, name)
+		}
+	}
+}
+
+// dropLost takes back the ADDs that were under way, and forgets the endpoints whose link is gone. It returns the names of both.
+func (t *Table) dropLost(links map[string]link.Found) map[string]bool {
 	now := sinceBoot()
+	dropped := map[string]bool{}
 	for name, e := range t.endpoints {
 		f, ok := links[name]
 		whole := ok && e.Complete && f.Index == e.Ifindex
@@ -185,15 +202,17 @@ func (t *Table) dropLost(links map[string]link.Found) {
 		t.log.Info("endpoint dropped at start", "endpoint", e, "complete", e.Complete, "linkPresent", ok)
 		t.free(e.Addrs, now)
 		delete(t.endpoints, name)
+		dropped[name] = true
 	}
+	return dropped
 }
 
 // rebuild makes records of links that only the programs' table knows: the journal was lost or damaged. The container is not known, only
-// the name that follows from it, which is enough for DEL, CHECK and GC.
-func (t *Table) rebuild(links map[string]link.Found, entries map[int]bpf.Endpoint) {
+// the name that follows from it, which is enough for DEL, CHECK and GC. A link that is down is of an ADD that never ended.
+func (t *Table) rebuild(links map[string]link.Found, entries map[int]bpf.Endpoint, dropped map[string]bool) {
 	for name, f := range links {
 		b, known := entries[f.Index]
-		if t.endpoints[name] != nil || !known {
+		if t.endpoints[name] != nil || dropped[name] || !known || !f.Up {
 			continue
 		}
 		e := &Endpoint{
