@@ -24,6 +24,7 @@ func agent(t *testing.T) (runDir string, status query.Status) {
 		Node:      query.Node{Name: "a", IPs: []string{"192.0.2.1"}, PodCIDRs: []string{"10.0.0.0/24", "fd00::/64"}, MTU: 1450, RoutingMode: "overlay"},
 		Gates:     []query.Gate{{Name: "service", Waiting: []string{"Services", "own Node"}}, {Name: "peers", Open: true}},
 		Endpoints: 1, Peers: 2, Services: 3, Backends: 4,
+		Pools:      []query.Pool{{CIDR: "10.0.0.0/24", Size: 253, Used: 17}},
 		Maps:       []query.Map{{Name: "frontends", Capacity: 8, Used: 2, Failed: 1}},
 		Conditions: []query.Condition{{Component: "node", Object: "Node b", Message: "podCIDR 10.0.0.0/24 overlaps Node a"}},
 		Errors:     []query.Error{{Level: "WARN", Message: "sync late"}},
@@ -113,7 +114,7 @@ func TestStatusShowsEverythingThatIsWrong(t *testing.T) {
 	if err := run(t.Context(), []string{"--run-dir", runDir, "status"}, &out, &errors); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"not ready", "closed, waiting for Services, own Node", "25.0%", "overlaps Node a", "sync late", "MTU 1450"} {
+	for _, want := range []string{"not ready", "closed, waiting for Services, own Node", "25.0%", "overlaps Node a", "sync late", "MTU 1450", "10.0.0.0/24  17"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("status does not say %q:\n%s", want, out.String())
 		}

@@ -38,6 +38,17 @@ func printStatus(out io.Writer, s query.Status) error {
 		return err
 	}
 
+	if len(s.Pools) > 0 {
+		fmt.Fprintln(out)
+		t = newTable(out)
+		t.row("POD CIDR", "USED", "SIZE", "COOLING")
+		for _, p := range s.Pools {
+			t.row(p.CIDR, p.Used, p.Size, p.Cooling)
+		}
+		if err := t.flush(); err != nil {
+			return err
+		}
+	}
 	if len(s.Maps) > 0 {
 		fmt.Fprintln(out)
 		t = newTable(out)

@@ -31,7 +31,7 @@ func (s *state) status() (query.Status, error) {
 		Node: query.Node{
 			Name: a.config.NodeName, PodCIDRs: []string{}, IPs: []string{}, MTU: self.MTU, RoutingMode: a.config.RoutingMode, SocketLB: a.config.SocketLB,
 		},
-		Ready: len(s.waiting()) == 0, Gates: []query.Gate{}, Maps: []query.Map{}, Conditions: []query.Condition{}, Errors: []query.Error{},
+		Ready: len(s.waiting()) == 0, Gates: []query.Gate{}, Pools: []query.Pool{}, Maps: []query.Map{}, Conditions: []query.Condition{}, Errors: []query.Error{},
 	}
 	for _, ip := range []netip.Addr{self.Node4, self.Node6} {
 		if ip.IsValid() {
@@ -47,6 +47,11 @@ func (s *state) status() (query.Status, error) {
 	}
 	n := s.counts()
 	st.Endpoints, st.Peers, st.Services, st.Backends = n.Endpoints, n.Peers, n.Services, n.Backends
+	if p.endpoints != nil {
+		for _, pool := range p.endpoints.Status().Pools {
+			st.Pools = append(st.Pools, query.Pool{CIDR: pool.Prefix.String(), Size: pool.Size, Used: pool.Used, Cooling: pool.Cooling})
+		}
+	}
 	if p.objects != nil {
 		uses, err := p.objects.Uses()
 		if err != nil {
@@ -167,11 +172,23 @@ func (s *state) nameOf(node netip.Addr) string {
 // counts are the numbers that status and metrics share.
 func (s *state) counts() (n metrics.State) {
 	p, _ := s.get()
+	n.Repaired = map[string]uint64{}
 	if p.endpoints != nil {
-		n.Endpoints = p.endpoints.Status().Endpoints
+		v := p.endpoints.Status()
+		n.Endpoints, n.Repaired["endpoint"] = v.Endpoints, v.Repaired
+		for verb, c := range v.Verbs {
+			n.Verbs = append(n.Verbs, metrics.Verb{Name: string(verb), Calls: c.Calls, Failed: c.Failed, Total: c.Total})
+		}
+		for _, pool := range v.Pools {
+			n.Pools = append(n.Pools, metrics.Pool{CIDR: pool.Prefix.String(), Size: pool.Size, Used: pool.Used})
+		}
 	}
 	if p.nodes != nil {
-		n.Peers = p.nodes.Status().Peers
+		v := p.nodes.Status()
+		n.Peers, n.Repaired["node"] = v.Peers, v.Repaired
+	}
+	if p.masquerade != nil {
+		n.Repaired["masquerade"], _ = p.masquerade.Status()
 	}
 	if p.proxy != nil {
 		stats := p.proxy.Stats()

@@ -39,6 +39,18 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	for _, n := range s.NoLocal {
 		gauge(c.noLocal, float64(n.Count), n.Family, n.Policy)
 	}
+	for component, n := range s.Repaired {
+		counter(c.repaired, float64(n), component)
+	}
+	for _, v := range s.Verbs {
+		counter(c.calls, float64(v.Calls), v.Name)
+		counter(c.callsFailed, float64(v.Failed), v.Name)
+		counter(c.callSeconds, v.Total.Seconds(), v.Name)
+	}
+	for _, p := range s.Pools {
+		gauge(c.poolSize, float64(p.Size), p.CIDR)
+		gauge(c.poolUsed, float64(p.Used), p.CIDR)
+	}
 	for level, n := range s.Logged {
 		counter(c.logged, float64(n), level)
 	}

@@ -29,6 +29,22 @@ type State struct {
 	Backends   int
 	NoLocal    []NoLocal
 	Logged     map[string]uint64 // messages by level
+	Repaired   map[string]uint64 // by component
+	Verbs      []Verb
+	Pools      []Pool
+}
+
+// Verb is what the container runtime asked for.
+type Verb struct {
+	Name          string
+	Calls, Failed uint64
+	Total         time.Duration // in all calls together
+}
+
+// Pool is the use of a pod CIDR of this node, in addresses.
+type Pool struct {
+	CIDR       string
+	Size, Used int
 }
 
 // NoLocal counts the services of a family that have a traffic policy Local and no local endpoint.

@@ -24,6 +24,8 @@ func sources() metrics.Sources {
 				Ready: true, Gates: map[string]bool{"service": true, "node": false}, Conditions: map[string]int{"node": 2},
 				Endpoints: 3, Peers: 4, Services: 5, Backends: 6,
 				NoLocal: []metrics.NoLocal{{Family: "IPv6", Policy: "external", Count: 7}}, Logged: map[string]uint64{"WARN": 8},
+				Repaired: map[string]uint64{"node": 9}, Pools: []metrics.Pool{{CIDR: "10.0.0.0/24", Size: 253, Used: 3}},
+				Verbs: []metrics.Verb{{Name: "ADD", Calls: 5, Failed: 1, Total: 1500 * time.Millisecond}},
 			}
 		},
 		Maps: func() ([]metrics.Map, error) {
@@ -62,12 +64,14 @@ func TestSourcesAreReadAtScrape(t *testing.T) {
 	}
 	drops = 42
 	want := []string{
-		`fairlead_backends 6`, `fairlead_build_info{version="v1"} 1`, `fairlead_conditions{component="node"} 2`,
+		`fairlead_backends 6`, `fairlead_build_info{version="v1"} 1`, `fairlead_cni_calls_total{verb="ADD"} 5`,
+		`fairlead_cni_failures_total{verb="ADD"} 1`, `fairlead_cni_seconds_total{verb="ADD"} 1.5`, `fairlead_conditions{component="node"} 2`,
 		`fairlead_drops_total{reason="too-big"} 42`, `fairlead_endpoints 3`, `fairlead_events_total{event="to-stack"} 11`,
 		`fairlead_flows{state="tcp-open"} 12`, `fairlead_gate_open{gate="node"} 0`, `fairlead_gate_open{gate="service"} 1`,
 		`fairlead_log_messages_total{level="WARN"} 8`, `fairlead_map_capacity{map="frontends"} 100`,
 		`fairlead_map_insert_failures_total{map="frontends"} 1`, `fairlead_map_used{map="frontends"} 9`, `fairlead_peers 4`,
-		`fairlead_ready 1`, `fairlead_scrape_failed{source="drops"} 0`, `fairlead_scrape_failed{source="events"} 0`,
+		`fairlead_pool_size{cidr="10.0.0.0/24"} 253`, `fairlead_pool_used{cidr="10.0.0.0/24"} 3`, `fairlead_ready 1`,
+		`fairlead_repairs_total{component="node"} 9`, `fairlead_scrape_failed{source="drops"} 0`, `fairlead_scrape_failed{source="events"} 0`,
 		`fairlead_scrape_failed{source="flows"} 0`, `fairlead_scrape_failed{source="maps"} 0`, `fairlead_services 5`,
 		`fairlead_sockets_destroyed_total 0`,
 		`kubeproxy_sync_proxy_rules_endpoint_changes_pending 0`, `kubeproxy_sync_proxy_rules_endpoint_changes_total 0`,

@@ -28,6 +28,12 @@ const (
 	nameServices      = "fairlead_services"
 	nameBackends      = "fairlead_backends"
 	nameFlows         = "fairlead_flows"
+	nameCalls         = "fairlead_cni_calls_total"
+	nameCallsFailed   = "fairlead_cni_failures_total"
+	nameCallSeconds   = "fairlead_cni_seconds_total"
+	namePoolSize      = "fairlead_pool_size"
+	namePoolUsed      = "fairlead_pool_used"
+	nameRepaired      = "fairlead_repairs_total"
 	nameMapCapacity   = "fairlead_map_capacity"
 	nameMapUsed       = "fairlead_map_used"
 	nameMapFailed     = "fairlead_map_insert_failures_total"
@@ -41,6 +47,7 @@ const (
 // descriptions are those of the metrics that are read at scrape time.
 type descriptions struct {
 	build, ready, gate, condition, endpoints, peers, services, backends, flows    *prometheus.Desc
+	calls, callsFailed, callSeconds, poolSize, poolUsed, repaired                 *prometheus.Desc
 	mapCapacity, mapUsed, mapFailed, drops, events, noLocal, logged, scrapeFailed *prometheus.Desc
 }
 
@@ -58,6 +65,12 @@ func describe() descriptions {
 		services:     d(nameServices, "Service ports, both families together."),
 		backends:     d(nameBackends, "Backends of all services."),
 		flows:        d(nameFlows, "Recorded flows by state.", "state"),
+		calls:        d(nameCalls, "Requests of the container runtime.", "verb"),
+		callsFailed:  d(nameCallsFailed, "Requests of the container runtime that ended with an error.", "verb"),
+		callSeconds:  d(nameCallSeconds, "Time spent in requests of the container runtime.", "verb"),
+		poolSize:     d(namePoolSize, "Addresses of a pod CIDR that pods can have.", "cidr"),
+		poolUsed:     d(namePoolUsed, "Addresses of a pod CIDR that pods have.", "cidr"),
+		repaired:     d(nameRepaired, "What somebody else changed and the agent put right, by component.", "component"),
 		mapCapacity:  d(nameMapCapacity, "Entries that a map can hold.", "map"),
 		mapUsed:      d(nameMapUsed, "Entries in use.", "map"),
 		mapFailed:    d(nameMapFailed, "Inserts of the agent that found no room.", "map"),

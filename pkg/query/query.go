@@ -20,6 +20,7 @@ type Status struct {
 	Peers      int         `json:"peers"`     // other nodes
 	Services   int         `json:"services"`  // service ports, both families together
 	Backends   int         `json:"backends"`
+	Pools      []Pool      `json:"pools"`
 	Maps       []Map       `json:"maps"`
 	Conditions []Condition `json:"conditions"`
 	Errors     []Error     `json:"errors"` // oldest first
@@ -48,6 +49,14 @@ type Gate struct {
 	Name    string   `json:"name"`
 	Open    bool     `json:"open"`
 	Waiting []string `json:"waiting,omitempty"` // what has not come yet
+}
+
+// Pool is the use of a pod CIDR of this node, in addresses.
+type Pool struct {
+	CIDR    string `json:"cidr"`
+	Size    int    `json:"size"`    // that pods can have
+	Used    int    `json:"used"`    // by pods
+	Cooling int    `json:"cooling"` // free, and not given out again yet while there are others
 }
 
 // Map is the use of a BPF map.

@@ -43,6 +43,7 @@ func TestEveryAnswerArrivesWhole(t *testing.T) {
 		Agent: query.Agent{Version: "1", PID: 7, Started: when, Source: "manifests"},
 		Node:  query.Node{Name: "a", IPs: []string{"192.0.2.1"}, PodCIDRs: []string{"10.0.0.0/24"}, MTU: 1450, RoutingMode: "overlay"},
 		Ready: true, Gates: []query.Gate{{Name: "service", Waiting: []string{"Service"}}}, Endpoints: 1, Peers: 2, Services: 3, Backends: 4,
+		Pools:      []query.Pool{{CIDR: "10.0.0.0/24", Size: 253, Used: 2, Cooling: 1}},
 		Maps:       []query.Map{{Name: "flows", Capacity: 10, Used: 2, Failed: 1}},
 		Conditions: []query.Condition{{Component: "node", Object: "Node b", Message: "overlaps", Since: when}},
 		Errors:     []query.Error{{Time: when, Level: "WARN", Message: "x"}},
