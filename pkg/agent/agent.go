@@ -77,10 +77,15 @@ func Run(ctx context.Context, c Config, version string, out io.Writer) (err erro
 func (a *agent) run(parent context.Context) (err error) {
 	ctx, stop := context.WithCancelCause(parent)
 	group, ctx := errgroup.WithContext(ctx)
+	peersGate := newGate("peers", "own Node", cluster.NodeKind.String(), "peer map and routes")
+	serviceGate := newGate("service", "own Node", cluster.ServiceKind.String(), cluster.SliceKind.String(), "service maps")
+	confGate := newGate("cni", confNeed)
+	s := newState(a, peersGate, serviceGate, confGate)
 	var closers []func() error
 	defer func() {
 		stop(err)
 		err = cmp.Or(err, group.Wait())
+		s.close()
 		for _, c := range slices.Backward(closers) {
 			err = errors.Join(err, c())
 		}
@@ -92,10 +97,6 @@ func (a *agent) run(parent context.Context) (err error) {
 	}()
 
 	// Questions are answered from the start: an agent that waits says what for.
-	peersGate := newGate("peers", "own Node", cluster.NodeKind.String(), "peer map and routes")
-	serviceGate := newGate("service", "own Node", cluster.ServiceKind.String(), cluster.SliceKind.String(), "service maps")
-	confGate := newGate("cni", confNeed)
-	s := newState(a, peersGate, serviceGate, confGate)
 	m := metrics.New()
 	if err := m.Read(s.sources()); err != nil {
 		return err
@@ -111,12 +112,12 @@ func (a *agent) run(parent context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	group.Go(func() error { return serveHTTP(ctx, metricsListener, m.Handler()) })
+	group.Go(func() error { return serveHTTP(ctx, metricsListener, s.guard(m.Handler())) })
 	queryListener, err := query.Listen(filepath.Join(a.config.RunDir, querySocket))
 	if err != nil {
 		return err
 	}
-	group.Go(func() error { return query.Serve(ctx, queryListener, query.Handler(s.answers())) })
+	group.Go(func() error { return query.Serve(ctx, queryListener, s.guard(query.Handler(s.answers()))) })
 
 	// The host: what cannot work is refused by its name.
 	cgroup, err := checkHost(a.config, a.log)

@@ -339,6 +339,7 @@ func TestOwnNodeChanges(t *testing.T) {
 	}
 	defer c.Close()
 	greeting(t, c)
+	scraper := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dialIn(a.ns)}}
 	pid := a.process.cmd.Process.Pid
 	if err := a.nl.SetMTU("eth0", 1400); err != nil {
 		t.Fatal(err)
@@ -349,6 +350,35 @@ func TestOwnNodeChanges(t *testing.T) {
 	}
 	if err := echo(c, "still here"); err != nil {
 		t.Errorf("open connection: %v", err)
+	}
+	// Whoever asks meanwhile reads memory that the agent shares with the kernel: it must not go under them.
+	over, asked := make(chan struct{}), make(chan int)
+	go func() {
+		client, answers := query.NewClient(a.path("run/query.sock")), 0
+		for {
+			select {
+			case <-over:
+				asked <- answers
+				return
+			default:
+				if _, err := client.Status(t.Context()); err == nil {
+					answers++
+				}
+				if r, err := scraper.Get("http://127.0.0.1:10249/metrics"); err == nil {
+					_ = r.Body.Close() // the answer is not looked at
+				}
+			}
+		}
+	}()
+	for _, mtu := range []int{1500, 1400, 1500} {
+		if err := a.nl.SetMTU("eth0", mtu); err != nil {
+			t.Fatal(err)
+		}
+		a.status("next MTU", func(s query.Status) bool { return s.Node.MTU == mtu-50 && s.Ready && s.Agent.PID == pid })
+	}
+	close(over)
+	if <-asked == 0 {
+		t.Error("nobody was answered")
 	}
 	if y := a.add("y"); y.v4 != netip.MustParseAddr("10.244.1.3") {
 		t.Errorf("next pod has %s", y.v4)

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"net/http"
 	"net/netip"
 	"slices"
 	"sync"
@@ -20,6 +21,9 @@ import (
 type state struct {
 	agent *agent
 	gates []*gate
+
+	answering sync.RWMutex // held for reading by every answer: components must not be closed under it
+	over      bool         // the components are being closed
 
 	mu         sync.Mutex
 	parts      parts
@@ -40,6 +44,26 @@ type parts struct {
 
 func newState(a *agent, gates ...*gate) *state {
 	return &state{agent: a, gates: gates, names: map[netip.Addr]string{}}
+}
+
+// guard lets requests through until close.
+func (s *state) guard(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.answering.RLock()
+		defer s.answering.RUnlock()
+		if s.over {
+			http.Error(w, "agent is starting again or ends", http.StatusServiceUnavailable)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// close returns when nobody is being answered any more; whoever still comes is told so.
+func (s *state) close() {
+	s.answering.Lock()
+	defer s.answering.Unlock()
+	s.over = true
 }
 
 // made says that components were made.

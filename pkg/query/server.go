@@ -78,20 +78,24 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// Serve answers on l until the context ends, and then lets running requests finish for at most a second.
+// Serve answers on l until the context ends, lets running requests finish for at most a second, and closes the connections of the others.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	server := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		stopped <- server.Shutdown(grace)
+		err := server.Shutdown(grace)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = server.Close()
+		}
+		stopped <- err
 	})
 	defer stop()
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}
-	if err := <-stopped; err != nil && !errors.Is(err, context.DeadlineExceeded) {
+	if err := <-stopped; err != nil {
 		return fmt.Errorf("stop serving %s: %w", l.Addr(), err)
 	}
 	return nil
