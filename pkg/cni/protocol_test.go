@@ -42,6 +42,19 @@ func (e *echo) note(req *Request, f *os.File) error {
 	return e.err
 }
 
+// answer sets the error of the next requests; seen returns the last one.
+func (e *echo) answer(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.err = err
+}
+
+func (e *echo) seen() (*Request, uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.last, e.file
+}
+
 func (e *echo) Add(_ context.Context, req *Request, f *os.File) (*Result, error) {
 	if err := e.note(req, f); err != nil {
 		return nil, err
@@ -93,20 +106,21 @@ func TestRequestReachesTheAgentWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	req.API = API()
-	if d := cmp.Diff(&req, e.last); d != "" || r.HostLink != req.ContainerID || e.file != st.Ino {
-		t.Errorf("result %v, inode %d (want %d): %s", r, e.file, st.Ino, d)
+	last, file := e.seen()
+	if d := cmp.Diff(&req, last); d != "" || r.HostLink != req.ContainerID || file != st.Ino {
+		t.Errorf("result %v, inode %d (want %d): %s", r, file, st.Ino, d)
 	}
 	for _, v := range []Verb{Del, GC, Status} {
 		if _, err := Call(socket, Request{Verb: v}, -1, time.Second); err != nil {
 			t.Errorf("%s: %v", v, err)
 		}
 	}
-	e.err = Errorf(CodeTaken, "taken")
+	e.answer(Errorf(CodeTaken, "taken"))
 	_, err = Call(socket, Request{Verb: Check}, int(f.Fd()), time.Second)
 	if got, ok := errors.AsType[*Error](err); !ok || *got != (Error{CodeTaken, "taken"}) {
 		t.Errorf("error %v", err)
 	}
-	e.err = fmt.Errorf("step: %w", Errorf(CodeAgain, "later"))
+	e.answer(fmt.Errorf("step: %w", Errorf(CodeAgain, "later")))
 	_, err = Call(socket, Request{Verb: Check}, int(f.Fd()), time.Second)
 	if got, ok := errors.AsType[*Error](err); !ok || *got != (Error{CodeAgain, "step: later"}) {
 		t.Errorf("error %v", err)
