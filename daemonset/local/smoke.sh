@@ -15,7 +15,7 @@ k wait --for=condition=Ready node --all --timeout=60s >/dev/null || die "nodes a
 ok "two nodes are Ready"
 for n in $(k get nodes -o name | cut -d/ -f2); do
   rules=$(nsenter --net="/var/run/netns/$n" nft list ruleset 2>/dev/null)
-  if grep -qE 'KUBE-|kube-proxy' <<<"$rules"; then die "$n has rules of kube-proxy"; fi
+  if grep -qE 'KUBE-(SERVICES|SVC-|NODEPORTS)|table [a-z0-9]+ kube-proxy' <<<"$rules"; then die "$n has rules of kube-proxy"; fi # the kubelet has chains KUBE-* of its own
 done
 ok "no kube-proxy"
 
