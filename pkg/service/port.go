@@ -57,9 +57,9 @@ func (p *port) name() string {
 	return "service " + p.key.String()
 }
 
-// ready says whether frontends may lead to the port: it is complete and not on its way out. One that is wanted again but could not be
-// changed yet is still on its way out.
-func (p *port) ready() bool { return p.installed && p.leaving == 0 }
+// ready says whether frontends may be led to the port: it is complete and not on its way out. One that is wanted again but could not be
+// changed yet is still on its way out, and one that an agent before this one left in disorder is not complete before it is changed.
+func (p *port) ready() bool { return p.installed && p.leaving == 0 && !p.rewrite }
 
 // plan is what differs between a port in the maps and as it is wanted.
 type plan struct {
@@ -169,7 +169,7 @@ func (s *Proxy) change(p *port) error {
 	}
 	if !p.installed {
 		// No frontend leads here yet: what makes the service visible is each frontend's own word, later.
-		c.Add = append(c.Add, reconcile.Step{Do: flip})
+		c.Add = append(c.Add, reconcile.Step{Do: flip, Undo: func() error { return s.unwrite(p) }})
 		flip = func() error { return nil }
 	}
 	p.changes++
@@ -260,8 +260,16 @@ func (s *Proxy) addSet(pl plan, flag bpf.BackendFlag, verdict bpf.ServiceVerdict
 	return reserve, write
 }
 
-// serviceID reserves an id for a port that has none; given back, it takes the service along that was written and that no frontend ever
-// led to.
+// unwrite clears a service that was written and that no frontend ever led to. It comes before slots and backends are given back, so that
+// no agent finds a service that names those of others.
+func (s *Proxy) unwrite(p *port) error {
+	if p.installed || p.id.ID == 0 {
+		return nil
+	}
+	return s.cfg.Tables.DeleteService(p.id.ID)
+}
+
+// serviceID reserves an id for a port that has none.
 func (s *Proxy) serviceID(p *port) reconcile.Step {
 	return reconcile.Step{
 		Do: func() (err error) {
@@ -274,7 +282,7 @@ func (s *Proxy) serviceID(p *port) reconcile.Step {
 			if p.installed || p.id.ID == 0 {
 				return nil
 			}
-			if err := s.cfg.Tables.DeleteService(p.id.ID); err != nil {
+			if err := s.unwrite(p); err != nil {
 				return err
 			}
 			if p.leaving != 0 {

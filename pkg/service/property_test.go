@@ -19,7 +19,7 @@ import (
 
 var (
 	propertySeed = flag.Uint64("seed", 0, "run the random worlds of this seed only")
-	propertyRuns = flag.Int("worlds", 60, "number of random worlds")
+	propertyRuns = flag.Int("worlds", 30, "number of random worlds")
 )
 
 // crash is what a killed agent looks like from inside: it stops at a write, and nothing is cleaned up.
@@ -46,6 +46,8 @@ type trial struct {
 	seen   map[bpf.FrontendKey][3]bool
 
 	readers []*reader
+	holders []*holder
+	choices []bpf.ID
 	meaning map[bpf.ID]string // what a backend id and incarnation meant first
 	stats   struct{ writes, crashes, faults, readers, batches int }
 }
@@ -59,6 +61,14 @@ type reader struct {
 	set     bpf.Set
 	slot    uint32
 	allowed []string // sets that it may have read
+	pace    int      // one read in so many writes
+}
+
+// holder is a program that has an id from a flow, from affinity or from a socket: it compares the incarnation, then reads the address.
+type holder struct {
+	id    bpf.ID
+	found bool // the incarnation was right
+	pace  int
 }
 
 func TestRandomHistories(t *testing.T) {
@@ -98,7 +108,11 @@ func history(t *testing.T, seed uint64) {
 				r.read(x)
 			}
 		}
-		r.readers = nil
+		for _, x := range r.holders {
+			r.hold(x)
+			r.hold(x)
+		}
+		r.readers, r.holders = nil, nil
 		return nil
 	}
 	r.start()
@@ -234,6 +248,9 @@ func (r *trial) expect() {
 	r.left = map[bpf.FrontendKey]outcome{}
 	for k := range r.m.frontends {
 		r.old[k] = r.m.frontend(k)
+		if s := fmt.Sprint(r.old[k]); strings.Contains(s, "dead") || strings.Contains(s, "twice") {
+			r.fatalf("frontend %s gives %s", k, s)
+		}
 	}
 	for k, want := range e.services {
 		if id, ok := r.m.ids[bpf.IDService][bpf.Sign(k.description())]; ok {
@@ -330,15 +347,25 @@ func (r *trial) look(what string) {
 	for range 2 {
 		if len(r.readers) < 8 && len(r.m.frontends) > 0 && r.rand.IntN(3) == 0 {
 			all, _ := r.m.Frontends()
-			r.readers = append(r.readers, &reader{key: all[r.rand.IntN(len(all))].FrontendKey, local: r.rand.IntN(2) == 0})
+			r.readers = append(r.readers, &reader{key: all[r.rand.IntN(len(all))].FrontendKey, local: r.rand.IntN(2) == 0, pace: 1 + r.rand.IntN(40)})
+			r.stats.readers++
+		}
+		if id, ok := r.chosen(); ok && len(r.holders) < 16 {
+			r.holders = append(r.holders, &holder{id: id, pace: 1 + r.rand.IntN(40)})
 			r.stats.readers++
 		}
 	}
 	for _, x := range r.readers {
-		if r.rand.IntN(3) == 0 {
+		if r.rand.IntN(x.pace) == 0 {
 			r.read(x)
 		}
 	}
+	for _, x := range r.holders {
+		if r.rand.IntN(x.pace) == 0 {
+			r.hold(x)
+		}
+	}
+	r.holders = slices.DeleteFunc(r.holders, func(x *holder) bool { return x.id == bpf.ID{} })
 	r.readers = slices.DeleteFunc(r.readers, func(x *reader) bool { return x.step == 5 })
 	if r.rand.IntN(10000) < r.crashes {
 		panic(crash{})
@@ -384,6 +411,40 @@ func (r *trial) lookAt(k bpf.FrontendKey) {
 		}
 	}
 	r.seen[k] = seen
+}
+
+// chosen returns a backend as a program chooses it, or one that it chose before.
+func (r *trial) chosen() (bpf.ID, bool) {
+	all, _ := r.m.Frontends()
+	if len(all) > 0 {
+		set := r.m.services[all[r.rand.IntN(len(all))].Service].Cluster
+		if set.Length > 0 {
+			b := r.m.backends[r.m.slots[set.Offset+uint32(r.rand.IntN(int(set.Length)))]]
+			r.choices = append(r.choices, bpf.ID{ID: b.ID, Incarnation: b.Incarnation})
+		}
+	}
+	if len(r.choices) == 0 {
+		return bpf.ID{}, false
+	}
+	recent := r.choices[max(0, len(r.choices)-50):]
+	return recent[r.rand.IntN(len(recent))], true
+}
+
+// hold lets a holder do its next read. An element that is cleared keeps its address until it is written again.
+func (r *trial) hold(x *holder) {
+	b, live := r.m.backends[x.id.ID]
+	switch {
+	case x.id == bpf.ID{}:
+	case !x.found && live && b.Incarnation == x.id.Incarnation:
+		x.found = true
+	case !x.found:
+		x.id = bpf.ID{} // it chooses anew
+	default:
+		if is := fmt.Sprint(netip.AddrPortFrom(b.Addr, b.Port), b.Protocol); live && is != r.meaning[x.id] {
+			r.fatalf("a holder of backend %v, %s, came to %s", x.id, r.meaning[x.id], is)
+		}
+		x.id = bpf.ID{}
+	}
 }
 
 // read lets a slow reader do its next read.
