@@ -19,8 +19,12 @@ build: ## bin/fairleadd, bin/fairlead, bin/cni/fairlead-cni
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/fairlead ./cmd/fairlead
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/cni/fairlead-cni ./plugins/fairlead-cni
 
+.PHONY: bpffs
+bpffs:
+	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+
 .PHONY: demo
-demo: ## three nodes in network namespaces: pods, overlay, a Service, a killed agent (KEEP=1 leaves them up)
+demo: bpffs ## three nodes in network namespaces: pods, overlay, a Service, a killed agent (KEEP=1 leaves them up)
 	go run ./pkg/testnet/demo $(if $(KEEP),-keep)
 
 .PHONY: demo-down
@@ -32,12 +36,12 @@ test: build test-deps ## all tests; as root
 	go test -timeout 20m ./...
 
 .PHONY: test-deps
-test-deps:
+test-deps: bpffs
 	@$(LOCAL)/deps.sh iproute2:ip nftables:nft iputils-ping:ping
 	@$(LOCAL)/setup.sh apiserver
 
 .PHONY: check
-check: ## what CI asks of every commit: format, vet, staticcheck, generated code, import rules, documented maps, loadable objects
+check: bpffs ## what CI asks of every commit: format, vet, staticcheck, generated code, import rules, documented maps, loadable objects
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt differs, run gofmt -w: $$out"; exit 1; }
 	go vet ./...
 	go tool staticcheck ./...
