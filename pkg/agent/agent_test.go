@@ -12,102 +12,77 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/fairlead/fairlead/pkg/masquerade"
 	"github.com/fairlead/fairlead/pkg/nft"
 	"github.com/fairlead/fairlead/pkg/query"
-	"github.com/fairlead/fairlead/pkg/testnet/sandbox"
+	"github.com/fairlead/fairlead/pkg/testnet"
 )
-
-const (
-	cidrs1 = `10.244.1.0/24, "fd00:10:244:1::/64"`
-	cidrs2 = `10.244.2.0/24, "fd00:10:244:2::/64"`
-)
-
-func at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
-
-// podManifest is a pod of a Service; addresses are given for those of other nodes.
-func podManifest(node string, p *pod, name string) string {
-	return fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, labels: {app: web}}\nspec: {nodeName: %s}\nstatus: {podIPs: [{ip: %s}, {ip: \"%s\"}]}\n",
-		name, node, p.v4, p.v6)
-}
-
-const webService = `
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  selector: {app: web}
-  clusterIP: 10.96.0.10
-  clusterIPs: [10.96.0.10, "fd00:10:96::10"]
-  ports: [{port: 80, targetPort: 8080}]
-`
 
 // Two agents on two machines: pods get addresses by the CNI binary and reach each other, the nodes and a Service; an agent that is killed
 // or stopped is missed by nobody.
 func TestTwoNodes(t *testing.T) {
-	a, b := newMachines(t)
-	a.apply("nodes.yaml", nodeManifest(1, cidrs1)+"---"+nodeManifest(2, cidrs2))
-	a.start()
-	b.start()
-	a.ready()
-	b.ready()
-	x, y, z := a.add("x"), a.add("y"), b.add("z")
-	serve(t, y.ns, "y")
-	serve(t, z.ns, "z")
-	serve(t, x.ns, "x")
-	serve(t, b.ns, "n2")
+	n := machines(t, 2)
+	a, b := n.Nodes[0], n.Nodes[1]
+	start(t, a)
+	start(t, b)
+	ready(t, a)
+	ready(t, b)
+	web := map[string]string{"app": "web"}
+	x, y, z := pod(t, a, "x", nil), pod(t, a, "y", web), pod(t, b, "z", web)
+	serve(t, x.Scope, y.Scope, z.Scope, b.Scope)
+	inX := client(x.Scope)
 	webIP4, webIP6 := netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::10")
 
 	t.Run("every way", func(t *testing.T) {
-		node1 := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
-		node2 := []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}
-		overlay1 := []netip.Addr{netip.MustParseAddr("10.244.1.0"), netip.MustParseAddr("fd00:10:244:1::")}
-		of := func(p *pod) []netip.Addr { return []netip.Addr{p.v4, p.v6} }
+		overlay := []netip.Addr{a.PodCIDRs[0].Addr(), a.PodCIDRs[1].Addr()}
 		for _, way := range []struct {
 			name    string
-			from    *sandbox.Namespace
+			from    testnet.Scope
 			to      []netip.Addr
 			answers string
 			source  []netip.Addr
 		}{
-			{"pod to pod on a node", x.ns, of(y), "y", of(x)},
-			{"pod to pod on another node", x.ns, of(z), "z", of(x)},
-			{"and back", z.ns, of(x), "x", of(z)},
-			{"node to its pod", a.ns, of(x), "x", node1},
-			{"node to a pod on another node", a.ns, of(z), "z", overlay1},
-			{"pod to another node", x.ns, node2, "n2", node1},
-			{"pod to its own address", y.ns, of(y), "y", of(y)},
+			{"pod to pod on a node", x.Scope, y.IPs, "y", x.IPs},
+			{"pod to pod on another node", x.Scope, z.IPs, "z", x.IPs},
+			{"and back", z.Scope, x.IPs, "x", z.IPs},
+			{"node to its pod", a.Scope, x.IPs, "x", a.IPs},
+			{"node to a pod on another node", a.Scope, z.IPs, "z", overlay},
+			{"pod to another node", x.Scope, b.IPs, b.Name, a.IPs},
+			{"pod to its own address", y.Scope, y.IPs, "y", y.IPs},
 		} {
+			if len(way.to) != 2 {
+				t.Errorf("%s: %v is not one address of each family", way.name, way.to)
+			}
 			for i, to := range way.to {
-				name, client := ask(t, way.from, at(to, 8080))
-				if name != way.answers || client != way.source[i].String() {
-					t.Errorf("%s, %s: answered by %q who saw %q, want %q and %s", way.name, to, name, client, way.answers, way.source[i])
+				name, from := ask(t, client(way.from), at(to, 8080))
+				if name != way.answers || from != way.source[i].String() {
+					t.Errorf("%s, %s: answered by %q who saw %q, want %q and %s", way.name, to, name, from, way.answers, way.source[i])
 				}
 			}
 		}
 	})
 
 	t.Run("Service", func(t *testing.T) {
-		a.apply("web.yaml", webService+podManifest("n1", y, "y")+podManifest("n2", z, "z"))
+		err := n.PutService(testnet.Service{
+			Name: "web", ClusterIPs: []netip.Addr{webIP4, webIP6}, Selector: web, Ports: []testnet.ServicePort{{Port: 80, TargetPort: 8080}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 		two := func(s query.Status) bool { return s.Services == 2 && s.Backends == 4 }
-		a.status("Service", two)
-		b.status("Service", two)
+		status(t, a, "Service", two)
+		status(t, b, "Service", two)
 		for _, ip := range []netip.Addr{webIP4, webIP6} {
-			source := x.v4.String()
-			if ip.Is6() {
-				source = x.v6.String()
-			}
+			source := x.IP(ip.Is6()).String()
 			inPackets, atCall := map[string]int{}, map[string]int{}
 			for range 30 {
-				name, client := ask(t, x.ns, at(ip, 80))
+				name, from := ask(t, inX, at(ip, 80))
 				inPackets[name]++
-				if client != source {
-					t.Errorf("%s, in packets: %s saw %s, want %s", ip, name, client, source)
+				if from != source {
+					t.Errorf("%s, in packets: %s saw %s, want %s", ip, name, from, source)
 				}
-				if name, client = askAtCall(t, a, x.ns, at(ip, 80)); client != source {
-					t.Errorf("%s, at the call: %s saw %s, want %s", ip, name, client, source)
+				if name, from = askAtCall(t, x.Scope, at(ip, 80)); from != source {
+					t.Errorf("%s, at the call: %s saw %s, want %s", ip, name, from, source)
 				}
 				atCall[name]++
 			}
@@ -116,24 +91,22 @@ func TestTwoNodes(t *testing.T) {
 					t.Errorf("%s, %s: answered by %v, want y and z", ip, path, counts)
 				}
 			}
-			if name, _ := askAtCall(t, a, a.ns, at(ip, 80)); name != "y" && name != "z" {
+			if name, _ := askAtCall(t, a.Scope, at(ip, 80)); name != "y" && name != "z" {
 				t.Errorf("%s from the node: answered by %q", ip, name)
 			}
 		}
 	})
 
 	t.Run("kill -9", func(t *testing.T) {
-		direct, err := dial(t, x.ns, at(z.v4, 8080))
-		if err != nil {
-			t.Fatal(err)
+		direct := lasting(x.Scope)
+		if name, _ := ask(t, direct, at(z.IPs[0], 8080)); name != "z" {
+			t.Fatalf("answered by %q", name)
 		}
-		defer direct.Close()
-		greeting(t, direct)
-		a.process.kill(t)
-		if err := echo(direct, "without agent"); err != nil {
-			t.Errorf("open connection without an agent: %v", err)
+		a.Kill()
+		if name, _ := ask(t, direct, at(z.IPs[0], 8080)); name != "z" {
+			t.Errorf("open connection without an agent: answered by %q", name)
 		}
-		if name, _ := ask(t, x.ns, at(webIP4, 80)); name == "" {
+		if name, _ := ask(t, inX, at(webIP4, 80)); name == "" {
 			t.Error("no new connection without an agent")
 		}
 		// The next agent knows the address of y, which is on this node, only by what ADD told the one before: y must stay a backend all the time.
@@ -146,18 +119,18 @@ func TestTwoNodes(t *testing.T) {
 					asked <- counts
 					return
 				default:
-					name, _ := ask(t, x.ns, at(webIP6, 80))
+					name, _ := ask(t, inX, at(webIP6, 80))
 					counts[name]++
 				}
 			}
 		}()
 		for range 3 {
-			a.start()
-			a.ready()
-			a.process.kill(t)
+			start(t, a)
+			ready(t, a)
+			a.Kill()
 		}
-		a.start()
-		s := a.ready()
+		start(t, a)
+		s := ready(t, a)
 		close(over)
 		if counts := <-asked; counts["y"] == 0 || counts["z"] == 0 || len(counts) != 2 {
 			t.Errorf("during restarts answered by %v, want y and z", counts)
@@ -165,43 +138,43 @@ func TestTwoNodes(t *testing.T) {
 		if s.Endpoints != 2 || s.Services != 2 || s.Backends != 4 || s.Peers != 1 || len(s.Conditions) > 0 {
 			t.Errorf("after the restarts: %+v", s)
 		}
-		if err := echo(direct, "with the next agent"); err != nil {
-			t.Errorf("open connection after the restarts: %v", err)
+		if name, _ := ask(t, direct, at(z.IPs[0], 8080)); name != "z" {
+			t.Errorf("open connection after the restarts: answered by %q", name)
 		}
 	})
 
 	t.Run("socket path off", func(t *testing.T) {
-		a.process.kill(t)
-		a.start("--socket-lb=false")
-		a.ready()
-		before := a.counter("sock-translated")
+		a.Kill()
+		start(t, a, "--socket-lb=false")
+		ready(t, a)
+		before := counter(t, a, "sock-translated")
 		for _, ip := range []netip.Addr{webIP4, webIP6} {
-			if name, _ := askAtCall(t, a, x.ns, at(ip, 80)); name != "y" && name != "z" {
+			if name, _ := askAtCall(t, x.Scope, at(ip, 80)); name != "y" && name != "z" {
 				t.Errorf("%s: answered by %q", ip, name)
 			}
 		}
-		if after := a.counter("sock-translated"); after != before {
+		if after := counter(t, a, "sock-translated"); after != before {
 			t.Errorf("%d sockets translated", after-before)
 		}
-		a.process.kill(t)
-		a.start()
-		a.ready()
-		askAtCall(t, a, x.ns, at(webIP4, 80))
-		if after := a.counter("sock-translated"); after != before+1 {
+		a.Kill()
+		start(t, a)
+		ready(t, a)
+		askAtCall(t, x.Scope, at(webIP4, 80))
+		if after := counter(t, a, "sock-translated"); after != before+1 {
 			t.Errorf("on again: %d sockets translated, want 1", after-before)
 		}
 	})
 
 	t.Run("DEL without agent", func(t *testing.T) {
-		if code := a.process.stop(t); code != 0 {
-			t.Errorf("stopped agent ends with %d:\n%s", code, a.process.log())
+		stop(t, a)
+		if err := y.Detach(t.Context()); err != nil {
+			t.Fatal(err)
 		}
-		y.del()
-		a.start()
-		a.ready()
-		a.status("y is gone", func(s query.Status) bool { return s.Endpoints == 1 && s.Backends <= 2 })
+		start(t, a)
+		ready(t, a)
+		status(t, a, "y is gone", func(s query.Status) bool { return s.Endpoints == 1 && s.Backends <= 2 })
 		for range 5 {
-			if name, _ := ask(t, x.ns, at(webIP4, 80)); name != "z" {
+			if name, _ := ask(t, inX, at(webIP4, 80)); name != "z" {
 				t.Errorf("answered by %q, want z", name)
 			}
 		}
@@ -210,29 +183,31 @@ func TestTwoNodes(t *testing.T) {
 
 // Uninstall leaves nothing of an agent, and everything of others.
 func TestUninstall(t *testing.T) {
-	a, _ := newMachines(t)
-	a.apply("nodes.yaml", nodeManifest(1, cidrs1)+"---"+nodeManifest(2, cidrs2))
-	a.start()
-	a.ready()
-	a.add("x")
-	a.apply("web.yaml", webService)
-	if code, said := a.run("uninstall", "--cni-bin-dir="); code != 1 || !strings.Contains(said, "another fairleadd") {
+	n := machines(t, 2)
+	a := n.Nodes[0]
+	start(t, a)
+	ready(t, a)
+	pod(t, a, "x", nil)
+	service := testnet.Service{Name: "web", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, Ports: []testnet.ServicePort{{Port: 80}}}
+	if err := n.PutService(service); err != nil {
+		t.Fatal(err)
+	}
+	status(t, a, "something to take away", func(s query.Status) bool { return s.Endpoints == 1 && s.Peers == 1 && s.Services == 1 })
+	if code, said := daemon(t, a, "uninstall", "--cni-bin-dir="); code != 1 || !strings.Contains(said, "another fairleadd") {
 		t.Errorf("with a running agent: exit code %d, %s", code, said)
 	}
-	a.ready()
-	if code := a.process.stop(t); code != 0 {
-		t.Errorf("agent ends with %d", code)
-	}
-	foreign := a.path("conf/10-other.conflist")
+	ready(t, a)
+	stop(t, a)
+	foreign := filepath.Join(a.ConfDir, "10-other.conflist")
 	if err := os.WriteFile(foreign, []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time finds nothing
-		if code, said := a.run("uninstall", "--cni-bin-dir="); code != 0 {
+		if code, said := daemon(t, a, "uninstall", "--cni-bin-dir="); code != 0 {
 			t.Fatalf("exit code %d:\n%s", code, said)
 		}
 	}
-	for _, path := range []string{a.pins, a.path("run"), a.path("state"), a.path("conf/05-fairlead.conflist")} {
+	for _, path := range []string{a.BPFFSDir, a.RunDir, a.StateDir, conf(a)} {
 		if _, err := os.Stat(path); !os.IsNotExist(err) {
 			t.Errorf("%s is left (%v)", path, err)
 		}
@@ -240,8 +215,9 @@ func TestUninstall(t *testing.T) {
 	if _, err := os.Stat(foreign); err != nil {
 		t.Error(err)
 	}
+	nl := handle(t, a.Scope)
 	var left []string
-	devices, err := a.nl.Devices()
+	devices, err := nl.Devices()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,143 +228,133 @@ func TestUninstall(t *testing.T) {
 	if !slices.Equal(left, []string{"eth0", "lo"}) {
 		t.Errorf("devices %v are left", left)
 	}
-	routes, err := a.nl.Routes()
+	routes, err := nl.Routes()
 	if err != nil || len(routes) > 0 {
 		t.Errorf("routes %v are left, %v", routes, err)
 	}
-	conn := nft.New(a.ns.FD())
-	if _, ok, err := conn.Elements(masquerade.Table, nft.Set{Name: "own4"}); ok || err != nil {
+	if _, ok, err := nft.New(nl.Descriptor()).Elements(masquerade.Table, nft.Set{Name: "own4"}); ok || err != nil {
 		t.Errorf("masquerade table is left: %v, %v", ok, err)
 	}
 }
 
-// askAtCall is ask by a socket of the machine's cgroup: the backend is chosen at connect(2).
-func askAtCall(t *testing.T, m *machine, ns *sandbox.Namespace, to netip.AddrPort) (name, client string) {
+// own replaces the manifest of a machine's Node: its own pod CIDRs, or others.
+func own(t *testing.T, n *testnet.Net, node *testnet.Node, cidrs string) {
 	t.Helper()
-	domain := unix.AF_INET
-	if to.Addr().Is6() {
-		domain = unix.AF_INET6
-	}
-	s := m.group.Socket(t, ns, domain, unix.SOCK_STREAM, 0)
-	defer s.Close()
-	if err := s.Connect(to); err != nil {
-		t.Errorf("connect: %v", err)
-		return "", ""
-	}
-	answer, _, err := s.Receive()
+	err := n.WriteManifest("node-"+node.Name, fmt.Sprintf(`
+apiVersion: v1
+kind: Node
+metadata: {name: %s}
+spec: {podCIDRs: [%s]}
+status: {addresses: [{type: InternalIP, address: %s}, {type: InternalIP, address: "%s"}]}
+`, node.Name, cidrs, node.IPs[0], node.IPs[1]))
 	if err != nil {
-		t.Errorf("receive: %v", err)
+		t.Fatal(err)
 	}
-	name, client, _ = strings.Cut(strings.TrimSpace(answer), " ")
-	return name, client
 }
 
 // An own Node that cannot be used is waited for, by name of what it lacks.
 func TestWaitsForPodCIDR(t *testing.T) {
-	a, _ := newMachines(t)
-	a.apply("nodes.yaml", nodeManifest(1, ""))
-	a.start("--service-cidr=10.96.0.0/16")
+	n := machines(t, 1)
+	a := n.Nodes[0]
+	own(t, n, a, "")
+	start(t, a, "--service-cidr=10.96.0.0/16")
 	condition := func(text string) func(query.Status) bool {
 		return func(s query.Status) bool {
 			return slices.ContainsFunc(s.Conditions, func(c query.Condition) bool { return strings.Contains(c.Message, text) })
 		}
 	}
-	s := a.status("no podCIDR", condition("node n1: spec.podCIDRs: empty"))
+	inside := client(a.Scope)
+	s := status(t, a, "no podCIDR", condition("node node-0: spec.podCIDRs: empty"))
 	if s.Ready {
 		t.Error("ready without a pod CIDR")
 	}
-	code, body := get(t, a, "http://127.0.0.1:10256/readyz")
-	if code != http.StatusServiceUnavailable || !strings.Contains(body, "own Node") {
-		t.Errorf("readyz: %d %q", code, body)
+	code, body, err := get(inside, "http://127.0.0.1:10256/readyz")
+	if err != nil || code != http.StatusServiceUnavailable || !strings.Contains(body, "own Node") {
+		t.Errorf("readyz: %d %q, %v", code, body, err)
 	}
-	if code, _ := get(t, a, "http://127.0.0.1:10256/livez"); code != http.StatusOK {
-		t.Errorf("livez: %d", code)
+	if code, _, err := get(inside, "http://127.0.0.1:10256/livez"); err != nil || code != http.StatusOK {
+		t.Errorf("livez: %d, %v", code, err)
 	}
-	a.apply("nodes.yaml", nodeManifest(1, "10.96.0.0/24"))
-	a.status("overlap", condition("10.96.0.0/24: overlaps --service-cidr 10.96.0.0/16"))
-	if _, err := os.Stat(a.path("conf")); err == nil {
+	own(t, n, a, "10.96.0.0/24")
+	status(t, a, "overlap", condition("10.96.0.0/24: overlaps --service-cidr 10.96.0.0/16"))
+	if _, err := os.Stat(conf(a)); err == nil {
 		t.Error("the runtime was told of a network that is not there")
 	}
-	a.apply("nodes.yaml", nodeManifest(1, cidrs1))
-	if s := a.ready(); len(s.Conditions) > 0 {
+	own(t, n, a, `10.244.1.0/24, "fd00:10:244:1::/64"`)
+	if s := ready(t, a); len(s.Conditions) > 0 {
 		t.Errorf("ready with %+v", s.Conditions)
 	}
-	if code, body := get(t, a, "http://127.0.0.1:10256/readyz"); code != http.StatusOK {
-		t.Errorf("readyz: %d %q", code, body)
+	if code, body, err := get(inside, "http://127.0.0.1:10256/readyz"); err != nil || code != http.StatusOK {
+		t.Errorf("readyz: %d %q, %v", code, body, err)
 	}
-	if code, body := get(t, a, "http://127.0.0.1:10249/metrics"); code != http.StatusOK || !strings.Contains(body, "\nfairlead_ready 1\n") {
-		t.Errorf("metrics: %d %q", code, body)
+	code, body, err = get(inside, "http://127.0.0.1:10249/metrics")
+	if err != nil || code != http.StatusOK || !strings.Contains(body, "\nfairlead_ready 1\n") {
+		t.Errorf("metrics: %d %q, %v", code, body, err)
 	}
 }
 
 // A fact that programs and pods are made with changes: the agent starts again in place, and nobody's connection ends.
 func TestOwnNodeChanges(t *testing.T) {
-	a, b := newMachines(t)
-	a.apply("nodes.yaml", nodeManifest(1, cidrs1)+"---"+nodeManifest(2, cidrs2))
-	a.start()
-	b.start()
-	if s := a.ready(); s.Node.MTU != 1450 {
+	n := machines(t, 2)
+	a, b := n.Nodes[0], n.Nodes[1]
+	start(t, a)
+	start(t, b)
+	if s := ready(t, a); s.Node.MTU != 1450 {
 		t.Errorf("MTU %d on a device of 1500 bytes", s.Node.MTU)
 	}
-	b.ready()
-	x, z := a.add("x"), b.add("z")
-	serve(t, z.ns, "z")
-	c, err := dial(t, x.ns, at(z.v4, 8080))
-	if err != nil {
+	ready(t, b)
+	x, z := pod(t, a, "x", nil), pod(t, b, "z", nil)
+	serve(t, z.Scope)
+	open := lasting(x.Scope)
+	if name, _ := ask(t, open, at(z.IPs[0], 8080)); name != "z" {
+		t.Fatalf("answered by %q", name)
+	}
+	nl, pid := handle(t, a.Scope), a.Agent().PID()
+	if err := nl.SetMTU("eth0", 1400); err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	greeting(t, c)
-	scraper := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dialIn(a.ns)}}
-	pid := a.process.cmd.Process.Pid
-	if err := a.nl.SetMTU("eth0", 1400); err != nil {
-		t.Fatal(err)
-	}
-	s := a.status("new MTU", func(s query.Status) bool { return s.Node.MTU == 1350 && s.Ready })
+	s := status(t, a, "new MTU", func(s query.Status) bool { return s.Node.MTU == 1350 && s.Ready })
 	if s.Agent.PID != pid || s.Endpoints != 1 || s.Peers != 1 {
 		t.Errorf("after the change: %+v", s)
 	}
-	if err := echo(c, "still here"); err != nil {
-		t.Errorf("open connection: %v", err)
+	if name, _ := ask(t, open, at(z.IPs[0], 8080)); name != "z" {
+		t.Errorf("open connection: answered by %q", name)
 	}
 	// Whoever asks meanwhile reads memory that the agent shares with the kernel: it must not go under them.
 	over, asked := make(chan struct{}), make(chan int)
 	go func() {
-		client, answers := query.NewClient(a.path("run/query.sock")), 0
+		asker, scraper, answers := a.Query(), client(a.Scope), 0
 		for {
 			select {
 			case <-over:
 				asked <- answers
 				return
 			default:
-				if _, err := client.Status(t.Context()); err == nil {
+				if _, err := asker.Status(t.Context()); err == nil {
 					answers++
 				}
-				if r, err := scraper.Get("http://127.0.0.1:10249/metrics"); err == nil {
-					_ = r.Body.Close() // the answer is not looked at
-				}
+				_, _, _ = get(scraper, "http://127.0.0.1:10249/metrics") // the answer is not looked at
 			}
 		}
 	}()
 	for _, mtu := range []int{1500, 1400, 1500} {
-		if err := a.nl.SetMTU("eth0", mtu); err != nil {
+		if err := nl.SetMTU("eth0", mtu); err != nil {
 			t.Fatal(err)
 		}
-		a.status("next MTU", func(s query.Status) bool { return s.Node.MTU == mtu-50 && s.Ready && s.Agent.PID == pid })
+		status(t, a, "next MTU", func(s query.Status) bool { return s.Node.MTU == mtu-50 && s.Ready && s.Agent.PID == pid })
 	}
 	close(over)
 	if <-asked == 0 {
 		t.Error("nobody was answered")
 	}
-	if y := a.add("y"); y.v4 != netip.MustParseAddr("10.244.1.3") {
-		t.Errorf("next pod has %s", y.v4)
+	if y := pod(t, a, "y", nil); y.IPs[0] != netip.MustParseAddr("10.244.0.3") {
+		t.Errorf("next pod has %s", y.IPs[0])
 	}
 }
 
 // What an agent cannot work with ends it with the name of the thing.
 func TestRefusals(t *testing.T) {
-	a, _ := newMachines(t)
-	a.apply("nodes.yaml", nodeManifest(1, cidrs1))
+	a := machines(t, 1).Nodes[0]
 	elsewhere := t.TempDir()
 	long := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(long, []byte("mtu: 1400\nno-such-key: 1\n"), 0o600); err != nil {
@@ -401,28 +367,13 @@ func TestRefusals(t *testing.T) {
 		{"--map-capacity=no_such_map=5", "no_such_map"},
 		{"--config=" + long, `unknown key "no-such-key"`},
 	} {
-		p := a.start(test.flag)
-		if code := p.wait(t); code != 1 || !strings.Contains(p.log(), test.want) {
-			t.Errorf("%s: exit code %d, and does not say %q:\n%s", test.flag, code, test.want, p.log())
+		if code, said := daemon(t, a, test.flag); code != 1 || !strings.Contains(said, test.want) {
+			t.Errorf("%s: exit code %d, and does not say %q:\n%s", test.flag, code, test.want, said)
 		}
 	}
-	a.start()
-	a.ready()
-	first := a.process
-	second := a.start()
-	if code := second.wait(t); code != 1 || !strings.Contains(second.log(), "another fairleadd (pid "+fmt.Sprint(first.cmd.Process.Pid)+") uses --run-dir") {
-		t.Errorf("second agent: exit code %d:\n%s", code, second.log())
+	start(t, a)
+	ready(t, a)
+	if code, said := daemon(t, a); code != 1 || !strings.Contains(said, fmt.Sprintf("another fairleadd (pid %d) uses --run-dir", a.Agent().PID())) {
+		t.Errorf("second agent: exit code %d:\n%s", code, said)
 	}
-}
-
-// get asks from inside the machine.
-func get(t *testing.T, m *machine, url string) (code int, body string) {
-	t.Helper()
-	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dialIn(m.ns)}}
-	r, err := c.Get(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Body.Close()
-	return r.StatusCode, readAll(t, r.Body)
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/fairlead/fairlead/pkg/link"
@@ -99,6 +100,14 @@ func (n *Node) object() map[string]any {
 	}
 }
 
+// Flags are what a daemon needs to work on this node: its directories, its name and its source.
+func (n *Node) Flags() []string {
+	return []string{
+		"--node-name=" + n.Name, "--manifests=" + n.net.manifest.dir, "--run-dir=" + n.RunDir, "--state-dir=" + n.StateDir,
+		"--bpffs-dir=" + n.BPFFSDir, "--cgroup-root=" + filepath.Dir(n.Cgroup), "--cni-conf-dir=" + n.ConfDir,
+	}
+}
+
 // Start starts the node's agent, with further flags if given.
 func (n *Node) Start(flags ...string) error {
 	if n.agent != nil {
@@ -108,10 +117,7 @@ func (n *Node) Start(flags ...string) error {
 			return fmt.Errorf("start agent of %s: it runs already", n.Name)
 		}
 	}
-	cmd := exec.Command(n.net.Binaries.Agent, append([]string{
-		"--node-name=" + n.Name, "--manifests=" + n.net.manifest.dir, "--run-dir=" + n.RunDir, "--state-dir=" + n.StateDir,
-		"--bpffs-dir=" + n.BPFFSDir, "--cgroup-root=" + filepath.Dir(n.Cgroup), "--cni-conf-dir=" + n.ConfDir, "--log-level=debug",
-	}, flags...)...)
+	cmd := exec.Command(n.net.Binaries.Agent, slices.Concat(n.Flags(), []string{"--log-level=debug"}, flags)...)
 	cmd.Stdout, cmd.Stderr = n.log, n.log
 	agent, err := n.Scope.Start(cmd)
 	if err != nil {

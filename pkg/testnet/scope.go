@@ -143,6 +143,16 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Done is closed when the process is gone.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// ExitCode returns that of a process that is gone; -1 when a signal ended it, or when it runs.
+func (p *Process) ExitCode() int {
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState.ExitCode()
+	default:
+		return -1
+	}
+}
+
 // Wait waits for the end of the process, and kills it when the context ends first.
 func (p *Process) Wait(ctx context.Context) error {
 	select {
