@@ -214,6 +214,11 @@ static __always_inline enum flow_phase flow_phase(const struct flow *f, __u64 wo
 	return READ_ONCE(f->seen[FLOW_REPLY]) ? FLOW_REPLIED : FLOW_UNREPLIED;
 }
 
+static __always_inline const struct tuple *flow_key(const struct flow *f, bool translated)
+{
+	return translated ? &f->xlat : &f->orig;
+}
+
 /* enum flow_dir, or -1: t is not of this flow. A tuple that is its own reverse goes forward. */
 static __always_inline int flow_match(const struct tuple *own, const struct tuple *t)
 {
@@ -271,7 +276,7 @@ STAGE __u64 flow_search(const struct tuple *t)
 			word = READ_ONCE(f->word);
 			if (flow_generation(word) != table_generation(at) || flow_state(word) != FLOW_LIVE)
 				continue;
-			dir = flow_match(table_translated(at) ? &f->xlat : &f->orig, t);
+			dir = flow_match(flow_key(f, table_translated(at)), t);
 			if (dir >= 0)
 				return flow_found(at, dir);
 		}
@@ -302,13 +307,22 @@ enum flow_rival {
 	/* anything else is flow_found(): a live one, give way */
 };
 
-/* Looks in both buckets of t for an equal key of another record than the one whose word is `own`. A pending one that stands behind own
- * is aborted. enum flow_rival. */
-STAGE __u64 flow_rival(const struct tuple *t, __u64 hash, __u64 own)
+/* The hash of one key of the record in a slot. */
+STAGE __u64 flow_hash(__u32 slot, bool translated)
 {
+	const struct flow *f = flow_at(slot);
+
+	return f ? table_hash(flow_key(f, translated)) : 0;
+}
+
+/* Looks in both buckets of one key of a pending record for an equal key of another. A pending one that stands behind is aborted. enum
+ * flow_rival. */
+STAGE __u64 flow_rival(__u32 slot, bool translated, __u64 hash)
+{
+	const struct flow *own = flow_at(slot);
 	bool earlier = true;
 
-	if (!t)
+	if (!own)
 		return RIVAL_PENDING;
 	for (int i = 0; i < 2; i++) {
 		struct bucket *b = table_bucket(hash, i);
@@ -322,17 +336,18 @@ STAGE __u64 flow_rival(const struct tuple *t, __u64 hash, __u64 own)
 			struct flow *f;
 			int dir;
 
-			if (at == own)
-				earlier = false;
-			if (table_slot(at) == table_slot(own))
+			if (table_slot(at) == slot) {
+				if (table_translated(at) == translated)
+					earlier = false;
 				continue;
+			}
 			f = flow_at(table_slot(at));
 			if (!f)
 				continue;
 			word = READ_ONCE(f->word);
 			if (flow_generation(word) != table_generation(at))
 				continue;
-			dir = flow_match(table_translated(at) ? &f->xlat : &f->orig, t);
+			dir = flow_match(flow_key(f, table_translated(at)), flow_key(own, translated));
 			if (dir < 0)
 				continue;
 			if (flow_state(word) == FLOW_PENDING) {
@@ -396,11 +411,21 @@ STAGE int flow_write(const struct flow_new *n, __u32 stamp)
 }
 
 /* Publishes one key of a pending record and looks for rivals: enum flow_rival, or -DROP_FLOW_BUCKETS. */
-STAGE __s64 flow_publish(const struct tuple *t, __u64 hash, __u64 at)
+static __always_inline __s64 flow_publish(__u32 slot, __u16 generation, bool translated)
 {
-	if (!t || table_publish(hash, at))
+	__u64 hash = flow_hash(slot, translated);
+
+	if (table_publish(hash, table_word(hash, generation, translated, slot)))
 		return -DROP_FLOW_BUCKETS;
-	return flow_rival(t, hash, at);
+	return flow_rival(slot, translated, hash);
+}
+
+/* Takes out one key of a record; it may not have been published. */
+static __always_inline void flow_withdraw(__u32 slot, __u16 generation, bool translated)
+{
+	__u64 hash = flow_hash(slot, translated);
+
+	table_withdraw(hash, table_word(hash, generation, translated, slot));
 }
 
 /* A live record has the translated key: it is the same flow, or only holds its port. */
@@ -416,45 +441,38 @@ static __always_inline __s64 flow_same(const struct flow_new *n, __u64 found)
 /* flow_create without the pointer: flow_found() or -enum drop_reason. */
 STAGE __s64 flow_make(const struct flow_new *n)
 {
-	__u64 orig, xlat, orig_at, xlat_at, word;
-	__s64 ret;
-	int slot;
-	struct flow *f;
-
 	if (!n)
 		return -DROP_FLOW_FULL;
-	orig = table_hash(&n->orig);
-	xlat = table_hash(&n->xlat);
 	for (int i = 0; i < 2; i++) {
-		slot = flow_write(n, flow_now());
+		int slot = flow_write(n, flow_now());
+		__s64 ret = RIVAL_NONE;
+		bool translated;
+		struct flow *f;
+		__u64 word;
+
 		if (slot < 0)
 			return -DROP_FLOW_FULL;
 		f = flow_at(slot);
 		if (!f)
 			return -DROP_FLOW_FULL;
-		word = READ_ONCE(f->word);
-		orig_at = table_word(orig, flow_generation(word), false, slot);
-		xlat_at = table_word(xlat, flow_generation(word), true, slot);
-		ret = RIVAL_NONE;
-		if (f->flags & FLOW_TRANSLATED) { /* this key first: it reserves the port */
-			ret = flow_publish(&n->xlat, xlat, xlat_at);
+		word = READ_ONCE(f->word); /* pending; nobody else knows of it yet */
+		translated = f->flags & FLOW_TRANSLATED;
+		if (translated) { /* this key first: it reserves the port */
+			ret = flow_publish(slot, flow_generation(word), true);
 			if (ret > RIVAL_PENDING)
 				ret = flow_same(n, ret);
 		}
 		if (ret == RIVAL_NONE)
-			ret = flow_publish(&n->orig, orig, orig_at);
-		if (ret == RIVAL_NONE) {
-			__u64 live = flow_word(flow_generation(word), FLOW_LIVE, 0, (__u32)word);
-
-			if (__sync_val_compare_and_swap(&f->word, word, live) == word) {
-				count(COUNT_FLOW_CREATED);
-				return flow_found(orig_at, FLOW_FORWARD);
-			}
+			ret = flow_publish(slot, flow_generation(word), false);
+		if (ret == RIVAL_NONE &&
+		    __sync_val_compare_and_swap(&f->word, word, word ^ flow_word(0, FLOW_PENDING ^ FLOW_LIVE, 0, 0)) == word) {
+			count(COUNT_FLOW_CREATED);
+			return flow_found(table_word(0, flow_generation(word), false, slot), FLOW_FORWARD);
 		}
 		/* Never live, so no reader holds it: its slot is free at once. */
-		if (f->flags & FLOW_TRANSLATED)
-			table_withdraw(xlat, xlat_at);
-		table_withdraw(orig, orig_at);
+		if (translated)
+			flow_withdraw(slot, flow_generation(word), true);
+		flow_withdraw(slot, flow_generation(word), false);
 		WRITE_ONCE(f->word, flow_word(flow_generation(word), FLOW_FREE, 0, 0));
 		table_release(slot);
 		if (ret < 0)
@@ -491,18 +509,14 @@ STAGE int flow_end(__u32 slot, __u64 word)
 {
 	struct flow *f = flow_at(slot);
 	__u16 generation = flow_generation(word);
-	__u64 hash;
 
 	if (!f || flow_state(word) != FLOW_LIVE)
 		return -1;
 	if (__sync_val_compare_and_swap(&f->word, word, flow_word(generation, FLOW_DYING, flow_bits(word), flow_now())) != word)
 		return -1;
-	hash = table_hash(&f->orig);
-	table_withdraw(hash, table_word(hash, generation, false, slot));
-	if (f->flags & FLOW_TRANSLATED) {
-		hash = table_hash(&f->xlat);
-		table_withdraw(hash, table_word(hash, generation, true, slot));
-	}
+	flow_withdraw(slot, generation, false);
+	if (f->flags & FLOW_TRANSLATED)
+		flow_withdraw(slot, generation, true);
 	return 0;
 }
 

@@ -238,7 +238,7 @@ STAGE int table_enter(__u64 hash, __u32 choice, __u64 word)
 
 /* Puts a word into one of its key's buckets: 0, or -1 when both are full. The first bucket while it is at most half full, so that
  * most lookups touch one line; else the emptier one, so that hardly any key finds both full. */
-static __always_inline int table_publish(__u64 hash, __u64 word)
+STAGE int table_publish(__u64 hash, __u64 word)
 {
 	struct bucket *first = table_bucket(hash, 0), *second = table_bucket(hash, 1);
 	__u32 empty, choice;

@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"errors"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -50,7 +51,11 @@ func newFlowKit(t testing.TB, slots uint32) *flowKit {
 		}
 		c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
 		if err != nil {
-			t.Fatalf("%+v", err)
+			var v *ebpf.VerifierError
+			if errors.As(err, &v) {
+				t.Fatalf("%v\n%+v", err, v)
+			}
+			t.Fatal(err)
 		}
 		t.Cleanup(c.Close)
 		return c
