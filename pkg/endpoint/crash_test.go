@@ -208,11 +208,12 @@ func TestAgentKilledAtAnyStep(t *testing.T) {
 
 // Under load, killed at any moment.
 func TestAgentKilledUnderLoad(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	n.stop()
 	var mu sync.Mutex
 	live := map[*pod]string{}
-	for round := range 4 {
+	for round := range 3 {
 		c := n.victim("")
 		ctx, cancel := context.WithCancel(t.Context())
 		var g sync.WaitGroup
@@ -272,6 +273,7 @@ func TestAgentKilledUnderLoad(t *testing.T) {
 }
 
 func TestDelWithoutAgent(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	p, q := n.pod(), n.pod()
 	n.mustAdd(p)
@@ -317,6 +319,7 @@ func TestDelWithoutAgent(t *testing.T) {
 }
 
 func TestRestartKeepsEverything(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	var pods []*pod
 	for range 5 {
@@ -349,6 +352,7 @@ func TestRestartKeepsEverything(t *testing.T) {
 }
 
 func TestRebootFreesEverything(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, func(c *Config) { c.BootID = "boot-1" })
 	p, q := n.pod(), n.pod()
 	first := n.mustAdd(p)
@@ -441,6 +445,7 @@ func (f *failing) Put(e bpf.Endpoint) error {
 }
 
 func TestFailedAddTakesEverythingBack(t *testing.T) {
+	t.Parallel()
 	f := &failing{}
 	n := newNode(t, func(c *Config) {
 		f.Dataplane = c.Dataplane
@@ -522,6 +527,7 @@ func TestFailedAddTakesEverythingBack(t *testing.T) {
 }
 
 func TestFiltersComeBack(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	p := n.pod()
 	n.mustAdd(p)

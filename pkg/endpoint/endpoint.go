@@ -121,6 +121,7 @@ type Table struct {
 	lastError string
 
 	locks   locks
+	kernel  chan struct{} // holds one value per ADD that works with the kernel at this moment
 	doomed  doomed
 	changed chan struct{}
 	compact sync.Mutex // one snapshot at a time

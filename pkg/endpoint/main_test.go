@@ -80,9 +80,18 @@ func makeNamespace() (f *os.File, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends in the new namespace
+		runtime.LockOSThread()
+		back, e := os.Open("/proc/thread-self/ns/net")
+		if e != nil {
+			err = e
+			return
+		}
+		defer back.Close()
 		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
 			f, err = os.Open("/proc/thread-self/ns/net")
+			if e := unix.Setns(int(back.Fd()), unix.CLONE_NEWNET); e == nil {
+				runtime.UnlockOSThread() // else the thread ends with the goroutine
+			}
 		}
 	}()
 	<-done

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -42,6 +43,7 @@ func Open(cfg Config) (*Table, error) {
 		verbs:     map[cni.Verb]VerbCount{},
 		doomed:    doomed{links: map[string]doom{}, wake: make(chan struct{}, 1)},
 		changed:   make(chan struct{}, 1),
+		kernel:    make(chan struct{}, max(4, 2*runtime.NumCPU())),
 	}
 	for i, prefix := range cfg.Pools {
 		p, err := ipam.New(prefix, cfg.Cooldown)

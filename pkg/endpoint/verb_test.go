@@ -18,6 +18,7 @@ import (
 )
 
 func TestAddConnectsThePod(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	a := n.pod()
 	r := n.mustAdd(a)
@@ -112,6 +113,7 @@ func talk(t *testing.T, from, to *os.File, addr netip.Addr) {
 }
 
 func TestEveryVersionOfTheSpecification(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	for _, v := range []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		n.configure(func(dir string) ([]byte, error) {
@@ -144,6 +146,7 @@ func TestEveryVersionOfTheSpecification(t *testing.T) {
 }
 
 func TestAddTwiceHasTheSameResult(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	p := n.pod()
 	first := n.mustAdd(p)
@@ -167,6 +170,7 @@ func TestAddTwiceHasTheSameResult(t *testing.T) {
 }
 
 func TestDelIsForgiving(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	p := n.pod()
 	n.mustDel(p) // never added
@@ -186,6 +190,7 @@ func TestDelIsForgiving(t *testing.T) {
 }
 
 func TestDelNeedsNoConfigurationThatIsRight(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	p := n.pod()
 	n.mustAdd(p)
@@ -197,6 +202,7 @@ func TestDelNeedsNoConfigurationThatIsRight(t *testing.T) {
 }
 
 func TestCheckNamesWhatIsMissing(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	for name, c := range map[string]struct {
 		pod, node, words string
@@ -257,6 +263,7 @@ func fill(command string, last int, p *pod) string {
 }
 
 func TestWrongInputIsNamed(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	p := n.pod()
 	n.mustAdd(p)
@@ -322,6 +329,7 @@ func TestWrongInputIsNamed(t *testing.T) {
 }
 
 func TestCapabilitiesThatAreHonoured(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	p := n.pod()
 	p.CapabilityArgs = map[string]any{
@@ -346,6 +354,7 @@ func TestCapabilitiesThatAreHonoured(t *testing.T) {
 }
 
 func TestStatus(t *testing.T) {
+	t.Parallel()
 	notReady := ""
 	n := newNode(t, func(c *Config) {
 		c.Pools = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/29")}
@@ -395,6 +404,7 @@ func TestStatus(t *testing.T) {
 }
 
 func TestGC(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	gc := func(field string) {
 		t.Helper()
