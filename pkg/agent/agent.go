@@ -62,7 +62,7 @@ func Run(ctx context.Context, c Config, version string, out io.Writer) (err erro
 	for {
 		err := a.run(ctx)
 		if errors.Is(err, errChanged) {
-			log.Info("start again, the dataplane goes on meanwhile", "because", err)
+			log.Info("start again, the dataplane goes on meanwhile", "reason", err)
 			continue
 		}
 		if err == nil {

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -31,7 +32,7 @@ func (a *agent) keepConf(ctx context.Context, s *state, gate *gate) error {
 		}
 		wrote, err := cni.WriteConf(dir, a.config.RunDir)
 		if wrote {
-			a.log.Info("CNI configuration written", "dir", dir, "file", cni.ConfName)
+			a.log.Info("CNI configuration written", "path", filepath.Join(dir, cni.ConfName))
 		}
 		var rivals []string
 		if err == nil {

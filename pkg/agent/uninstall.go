@@ -34,7 +34,7 @@ func Uninstall(c Config, binDir string, out io.Writer) error {
 			errs = append(errs, fmt.Errorf("remove %s: %w", what, err))
 			return
 		}
-		log.Info("removed", "what", what)
+		log.Info("removed", "object", what)
 	}
 	// First nobody comes any more, then what is there goes, and last the programs, which need nothing of the rest.
 	step("CNI configuration and binary", cni.Uninstall(binDir, c.CNIConfDir))

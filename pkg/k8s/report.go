@@ -55,7 +55,7 @@ func (r *reporter) stream(err error) {
 // streamWorks ends the condition of stream.
 func (r *reporter) streamWorks() {
 	if r.conditions.Clear(r.name, "") {
-		r.log.Info("cluster is seen again", "resource", r.resource)
+		r.log.Info("cluster is seen again", "kind", r.resource)
 	}
 }
 
@@ -65,7 +65,7 @@ func (r *reporter) fieldsBad(key cluster.Key, err error) {
 		return
 	}
 	r.bad[key] = err
-	r.log.Warn("leave out fields of an object", "object", key, "err", err)
+	r.log.Warn("leave out fields of an object", "object", key, "error", err)
 	r.fields()
 }
 

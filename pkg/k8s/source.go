@@ -68,11 +68,11 @@ func New(o Options) (*Source, error) {
 	if o.SnapshotPath != "" {
 		s.saved, err = cluster.ReadSnapshot(o.SnapshotPath)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("start without the snapshot", "err", err)
+			s.log.Warn("start without the snapshot", "error", err)
 		}
 	}
 	if s.saved.Node != nil && s.saved.Node.Name != o.NodeName {
-		s.log.Warn("start without the snapshot, it is of another node", "node", o.NodeName, "was", s.saved.Node.Name)
+		s.log.Warn("start without the snapshot, it is of another node", "node", o.NodeName, "old", s.saved.Node.Name)
 		s.saved = cluster.Snapshot{}
 	}
 	s.client.dialer.learn(s.saved.APIServers)

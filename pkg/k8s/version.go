@@ -58,7 +58,7 @@ func (v *versions) accept(kind cluster.Kind, version string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if old := v.seen[kind.String()]; before(version, old) {
-		v.log.Warn("take an older view of the cluster for the truth", "kind", kind, "version", version, "seen", old, "after", v.grace)
+		v.log.Warn("take an older view of the cluster for the truth", "kind", kind, "version", version, "old", old, "after", v.grace)
 	}
 	v.seen[kind.String()] = version
 	delete(v.since, kind)
@@ -83,7 +83,7 @@ func (v *versions) checkCluster(nodes map[cluster.Key]any) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.uid != "" && v.uid != own.UID {
-		v.log.Info("node is another one than in the snapshot", "node", v.node, "uid", own.UID, "was", v.uid)
+		v.log.Info("node is another one than in the snapshot", "node", v.node, "uid", own.UID, "old", v.uid)
 		clear(v.seen)
 		clear(v.since)
 	}

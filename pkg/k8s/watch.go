@@ -87,7 +87,7 @@ func (w *watcher) session(ctx context.Context) error {
 	if w.version == "" {
 		stream, err = w.streamList(ctx)
 		if errors.Is(err, errNoWatchList) {
-			w.log.Debug("list in pages", "kind", w.kind, "err", err)
+			w.log.Debug("list in pages", "kind", w.kind, "error", err)
 			err = w.pageList(ctx)
 		}
 		if err != nil {

@@ -114,7 +114,7 @@ func (s *Source) Run(ctx context.Context, emit func(cluster.Batch)) error {
 			named[e.Name] = true
 			settle.Reset(max(0, min(quiet, time.Until(first.Add(patience)))))
 		case err := <-watcher.Errors:
-			s.log.Warn("read all manifests again, an event was lost", "err", err)
+			s.log.Warn("read all manifests again, an event was lost", "error", err)
 			s.scan(nil, emit)
 		case <-settle.C:
 			s.scan(named, emit)
@@ -140,7 +140,7 @@ func (s *Source) watch(w *fsnotify.Watcher) bool {
 		s.scanner.lost()
 		if s.conditions.Set(cluster.Condition{Name: conditionName + "/watch", Reason: "unwatched",
 			Message: fmt.Sprintf("watch %s: %v; it is read every %s", s.options.Dir, err, rescanEvery*checkEvery)}) {
-			s.log.Warn("changes of manifests are seen late", "dir", s.options.Dir, "err", err)
+			s.log.Warn("changes of manifests are seen late", "path", s.options.Dir, "error", err)
 		}
 		return false
 	}
@@ -152,12 +152,12 @@ func (s *Source) watch(w *fsnotify.Watcher) bool {
 func (s *Source) restore() {
 	copies, err := s.saved.read()
 	if err != nil {
-		s.log.Warn("start without the last good manifests", "err", err)
+		s.log.Warn("start without the last good manifests", "error", err)
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(copies)) {
 		if problems := s.store.load(name, copies[name]); len(problems) > 0 {
-			s.log.Debug("saved manifest has problems", "file", name, "err", message(problems))
+			s.log.Debug("saved manifest has problems", "file", name, "error", message(problems))
 		}
 	}
 }
@@ -167,7 +167,7 @@ func (s *Source) scan(named map[string]bool, emit func(cluster.Batch)) {
 	found, gone, err := s.scanner.scan(named, s.store.files)
 	if err != nil {
 		if s.conditions.Set(cluster.Condition{Name: conditionName, Reason: "no-manifests", Message: err.Error() + "; what was read before stays in force"}) {
-			s.log.Error("manifests are not seen", "err", err)
+			s.log.Error("manifests are not seen", "error", err)
 		}
 		if s.synced || len(s.store.files) > 0 {
 			s.flush(emit)
@@ -216,7 +216,7 @@ func (s *Source) load(c content) {
 
 func (s *Source) wrong(file, reason, message string) {
 	if s.conditions.Set(cluster.Condition{Name: conditionName, Object: file, Reason: reason, Message: message}) {
-		s.log.Error("manifest cannot be used, its last good version stays in force", "file", file, "err", message)
+		s.log.Error("manifest cannot be used, its last good version stays in force", "file", file, "error", message)
 	}
 }
 
@@ -227,7 +227,7 @@ func (s *Source) report(err error) {
 		return
 	}
 	if s.conditions.Set(cluster.Condition{Name: conditionName + "/saved", Reason: "not-written", Message: err.Error()}) {
-		s.log.Warn("copy of a manifest is not kept", "err", err)
+		s.log.Warn("copy of a manifest is not kept", "error", err)
 	}
 }
 

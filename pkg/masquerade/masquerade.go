@@ -154,7 +154,7 @@ func (m *Masquerade) update() (done bool) {
 			continue
 		}
 		if err := m.conn.Update(Table, s, add, remove); err != nil {
-			m.log.Debug("masquerade set is not as it was left, comparing all", "err", err)
+			m.log.Debug("masquerade set is not as it was left, comparing all", "error", err)
 			return false
 		}
 	}
@@ -194,7 +194,7 @@ func (m *Masquerade) Run(ctx context.Context) error {
 		next := driftEvery
 		switch {
 		case err != nil:
-			m.log.Warn("masquerade table is not as it should be, trying again", "err", err, "after", retryAfter)
+			m.log.Warn("masquerade table is not as it should be, trying again", "error", err, "after", retryAfter)
 			next = retryAfter
 		case changed && !asked:
 			m.mu.Lock()

@@ -219,7 +219,7 @@ func (n *Node) Run(ctx context.Context, table PeerTable, ids IDs) error {
 			retry, pause = nil, retryFirst
 			continue
 		}
-		n.log.Warn("nodes are not all in the kernel, trying again", "err", err, "after", pause)
+		n.log.Warn("nodes are not all in the kernel, trying again", "error", err, "after", pause)
 		retry = time.After(pause)
 		pause = min(2*pause, retryMost)
 	}
@@ -236,7 +236,7 @@ func (n *Node) condition(name string, err error) {
 	}
 	n.conditions[name] = err
 	if old == nil || old.Error() != err.Error() {
-		n.log.Error("node is not served completely", "node", name, "err", err)
+		n.log.Error("node is not served completely", "node", name, "error", err)
 	}
 }
 

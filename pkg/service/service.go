@@ -173,7 +173,7 @@ func (s *Proxy) start() {
 	s.unwanted(w)
 	s.write(w)
 	s.stats.LastSync = s.cfg.Now().Sub(began)
-	s.log.Info("services synced", "services", len(s.records), "duration", s.stats.LastSync)
+	s.log.Info("services synced", "services", len(s.records), "took", s.stats.LastSync)
 }
 
 // unwanted touches what the maps hold though nobody wants it.
