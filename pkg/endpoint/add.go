@@ -187,8 +187,8 @@ func (t *Table) free(addrs []netip.Addr, now time.Duration) {
 	}
 }
 
-// connect makes what the kernel has of the endpoint. All link changes wait for one lock in the kernel; a few threads that want it are as
-// fast as many, and the slowest of 32 ADDs at once takes half as long when the others queue up here, in order.
+// connect makes what the kernel has of the endpoint. All link changes wait for one lock in the kernel: a few threads that want it are about
+// as fast as many, and the others queue up here in order, which shortens the longest waits.
 func (t *Table) connect(e *Endpoint, netns *os.File) error {
 	spec, err := t.spec(e)
 	if err != nil {
