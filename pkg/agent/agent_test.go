@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fairlead/fairlead/pkg/link"
 	"github.com/fairlead/fairlead/pkg/masquerade"
 	"github.com/fairlead/fairlead/pkg/nft"
 	"github.com/fairlead/fairlead/pkg/query"
@@ -290,6 +291,25 @@ func TestWaitsForPodCIDR(t *testing.T) {
 	code, body, err = get(inside, "http://127.0.0.1:10249/metrics")
 	if err != nil || code != http.StatusOK || !strings.Contains(body, "\nfairlead_ready 1\n") {
 		t.Errorf("metrics: %d %q, %v", code, body, err)
+	}
+}
+
+// The device that --devices names is the one whose MTU counts; one that is not there is waited for, by its name.
+func TestNamedDevice(t *testing.T) {
+	a := machines(t, 1).Nodes[0]
+	nl := handle(t, a.Scope)
+	start(t, a, "--devices=uplink1,uplink2")
+	status(t, a, "no device", func(s query.Status) bool {
+		return slices.ContainsFunc(s.Conditions, func(c query.Condition) bool {
+			return c.Message == "node node-0: --devices uplink1, uplink2: no such device on this host"
+		})
+	})
+	if err := link.Wire(nl, link.End{Name: "uplink2", MTU: 1400}, nl, link.End{Name: "uplink0"}); err != nil {
+		t.Fatal(err)
+	}
+	s := status(t, a, "device", func(s query.Status) bool { return s.Ready && s.Node.MTU == 1350 })
+	if len(s.Conditions) > 0 {
+		t.Errorf("conditions %+v", s.Conditions)
 	}
 }
 

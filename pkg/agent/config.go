@@ -29,8 +29,9 @@ type Config struct {
 	RoutingMode  string // overlay, direct or auto
 	ClusterCIDRs []netip.Prefix
 	ServiceCIDRs []netip.Prefix
-	MTU          int // bytes of the largest packet in a pod, from its IP header on; 0: from the device that carries the node IP
+	MTU          int // bytes of the largest packet in a pod, from its IP header on; 0: from the device that leads to other nodes
 	NodeIPs      []netip.Addr
+	Devices      []string // that lead to other nodes; empty: found by the node's address and the default route
 	VXLANPort    uint16
 	VNI          uint32 // 1 to 16777215
 	SocketLB     bool
@@ -56,8 +57,9 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Var(choice(&c.RoutingMode, "overlay", "overlay", "direct", "auto"), "routing-mode", "how pods of other nodes are reached: overlay, direct or auto (direct inside an L2)")
 	fs.Var(list(&c.ClusterCIDRs, netip.ParsePrefix), "cluster-cidr", "CIDRs of all pods: never masqueraded (default: the pod CIDRs of the known nodes)")
 	fs.Var(list(&c.ServiceCIDRs, netip.ParsePrefix), "service-cidr", "CIDRs of all ClusterIPs: no pod CIDR may overlap them")
-	fs.IntVar(&c.MTU, "mtu", 0, "largest packet in a pod, in bytes (default: from the device that carries the node IP)")
+	fs.IntVar(&c.MTU, "mtu", 0, "largest packet in a pod, in bytes (default: from the device that leads to other nodes)")
 	fs.Var(list(&c.NodeIPs, netip.ParseAddr), "node-ip", "addresses of this node, one per family (default: InternalIPs of the Node object)")
+	fs.Var(list(&c.Devices, deviceName), "devices", "devices that lead to other nodes; the first that is there decides MTU and direct routes (default: by node IP and default route)")
 	fs.Var(number(&c.VXLANPort, 8472, 1, 65535), "vxlan-port", "UDP port of the overlay")
 	fs.Var(number(&c.VNI, 1, 1, 1<<24-1), "vni", "VXLAN network identifier of the overlay")
 	fs.BoolVar(&c.SocketLB, "socket-lb", true, "choose Service backends at the system call; false: in every packet")
@@ -164,6 +166,14 @@ func subdomain(s string) bool {
 		}
 	}
 	return true
+}
+
+// deviceName refuses what the kernel takes for no device's name.
+func deviceName(s string) (string, error) {
+	if s == "" || len(s) > 15 || s == "." || s == ".." || strings.ContainsAny(s, "/: \t\n\v\f\r") {
+		return "", fmt.Errorf("%q is not the name of a device", s)
+	}
+	return s, nil
 }
 
 func hostPort(s string) (string, error) {

@@ -62,6 +62,7 @@ healthz-bind-address: ""
 log-level: debug
 map-capacity: {frontends: 10, backends: 20}
 node-ip: 192.0.2.1,fd00::5
+devices: [eth0, ens3]
 `
 	fromFile, err := parse(t, file)
 	if err != nil {
@@ -69,7 +70,7 @@ node-ip: 192.0.2.1,fd00::5
 	}
 	fromFlags, err := parse(t, "", "--node-name=from-file", "--api-server=a.example:6443", "--api-server=[fd00::1]:6443",
 		"--cluster-cidr=10.0.0.0/16", "--mtu=1400", "--socket-lb=false", "--healthz-bind-address=", "--log-level=debug",
-		"--map-capacity=frontends=10", "--map-capacity=backends=20", "--node-ip=192.0.2.1", "--node-ip=fd00::5")
+		"--map-capacity=frontends=10", "--map-capacity=backends=20", "--node-ip=192.0.2.1", "--node-ip=fd00::5", "--devices=eth0,ens3")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,6 +112,9 @@ func TestWrongInputIsNamed(t *testing.T) {
 		{"mtu", "", []string{"--mtu=1200"}, []string{"--mtu 1200: not between 1280 and 65450"}},
 		{"two of a family", "", []string{"--node-ip=192.0.2.1,192.0.2.2"}, []string{"more than one address of a family"}},
 		{"loopback node ip", "", []string{"--node-ip=127.0.0.1"}, []string{"--node-ip 127.0.0.1: not a global unicast address"}},
+		{"device", "", []string{"--devices=eth0,wireless/lan"}, []string{"devices", `"wireless/lan" is not the name of a device`}},
+		{"empty device", "devices: eth0,", nil, []string{`key "devices": value "eth0,": "" is not the name of a device`}},
+		{"long device", "", []string{"--devices=sixteen-bytes-xx"}, []string{`"sixteen-bytes-xx" is not the name`}},
 		{"bits behind the length", "", []string{"--cluster-cidr=10.0.0.1/16"}, []string{"--cluster-cidr 10.0.0.1/16", "10.0.0.0/16"}},
 		{"overlap", "", []string{"--cluster-cidr=10.0.0.0/8", "--service-cidr=10.96.0.0/16"}, []string{"--cluster-cidr 10.0.0.0/8: overlaps --service-cidr 10.96.0.0/16"}},
 		{"api server without port", "", []string{"--api-server=a.example"}, []string{"api-server", "not of the form HOST:PORT"}},

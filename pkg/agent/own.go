@@ -20,7 +20,7 @@ func (a *agent) newNode(nl *link.Handle, changed func(node.Self), cidrs func(nod
 		return nil, err
 	}
 	return node.New(node.Config{
-		Name: a.config.NodeName, NodeIPs: a.config.NodeIPs, Mode: mode, MTU: a.config.MTU, Port: a.config.VXLANPort, VNI: a.config.VNI,
+		Name: a.config.NodeName, NodeIPs: a.config.NodeIPs, Devices: a.config.Devices, Mode: mode, MTU: a.config.MTU, Port: a.config.VXLANPort, VNI: a.config.VNI,
 		Log: a.log.With("component", "node"), Changed: changed, CIDRs: cidrs,
 	}, nl), nil
 }

@@ -22,6 +22,7 @@ import (
 type Config struct {
 	Name    string       // of the own Node object
 	NodeIPs []netip.Addr // instead of those in its status; the first decides the outer family
+	Devices []string     // that lead to other nodes: the first one that is there counts; empty: found by the node's address and the default route
 	Mode    Mode
 	MTU     int    // of pods, in bytes; 0: the largest that fits
 	Port    uint16 // UDP port of the overlay; 0: Port

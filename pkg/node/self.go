@@ -141,7 +141,7 @@ func compileSelf(cfg Config, own *cluster.Node, net network) (Self, error) {
 	if err := s.takeCIDRs(own, ips); err != nil {
 		return Self{}, err
 	}
-	if err := s.findUnderlay(net); err != nil {
+	if err := s.findUnderlay(cfg.Devices, net); err != nil {
 		return Self{}, fmt.Errorf("node %s: %w", own.Name, err)
 	}
 	if err := s.decideMTU(cfg.MTU); err != nil {
@@ -176,9 +176,9 @@ func (s *Self) takeCIDRs(own *cluster.Node, ips []netip.Addr) error {
 	return nil
 }
 
-// findUnderlay finds the device that outer packets leave by: the one that has the node's address or, where that is the loopback device
-// (nodes that announce a host route), the default route's with the smallest MTU.
-func (s *Self) findUnderlay(net network) error {
+// findUnderlay finds the device that outer packets leave by: the first of the named ones that is there; without names the one that has the
+// node's address or, where that is the loopback device (nodes that announce a host route), the default route's with the smallest MTU.
+func (s *Self) findUnderlay(named []string, net network) error {
 	byIndex := map[int]link.Device{}
 	for _, d := range net.devices {
 		byIndex[d.Index] = d
@@ -191,7 +191,13 @@ func (s *Self) findUnderlay(net network) error {
 	if s.Underlay.Index == 0 {
 		return fmt.Errorf("InternalIP %s: on no device of this host: set --node-ip to an address that is", s.Outer())
 	}
-	if s.Underlay.Loopback {
+	if len(named) > 0 {
+		d, err := firstOf(named, net.devices)
+		if err != nil {
+			return err
+		}
+		s.Underlay = d
+	} else if s.Underlay.Loopback {
 		links, err := net.defaults(s.Outer())
 		if err != nil {
 			return err
@@ -215,6 +221,21 @@ func (s *Self) findUnderlay(net network) error {
 	slices.SortFunc(s.OnLink, netip.Prefix.Compare)
 	s.OnLink = slices.Compact(s.OnLink)
 	return nil
+}
+
+// firstOf returns the first named device that is there: nodes of several kinds may share one list.
+func firstOf(named []string, devices []link.Device) (link.Device, error) {
+	for _, name := range named {
+		i := slices.IndexFunc(devices, func(d link.Device) bool { return d.Name == name })
+		if i < 0 {
+			continue
+		}
+		if d := devices[i]; !d.Loopback && d.Name != Device {
+			return d, nil
+		}
+		return link.Device{}, fmt.Errorf("--devices %s: leads to no other node: name an uplink", name)
+	}
+	return link.Device{}, fmt.Errorf("--devices %s: no such device on this host", strings.Join(named, ", "))
 }
 
 // decideMTU takes the configured MTU or the largest that fits the underlay.
