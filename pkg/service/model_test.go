@@ -39,6 +39,7 @@ type model struct {
 	grace  func() error
 	broken func(why string) // a call that no order of writes allows
 	writes int
+	names  map[netip.AddrPort]string // of backends: to write them anew after every write takes long
 	used   uint32
 }
 
@@ -52,6 +53,7 @@ func newModel() *model {
 		slots:     make([]uint32, 1<<16),
 		ids:       map[bpf.IDKind]map[bpf.Signature]bpf.ID{bpf.IDService: {}, bpf.IDBackend: {}},
 		free:      map[bpf.IDKind][]uint32{},
+		names:     map[netip.AddrPort]string{},
 		next:      map[bpf.IDKind]uint32{},
 		counter:   map[bpf.IDKind]uint32{},
 		fault:     func(string) error { return nil },
@@ -245,17 +247,25 @@ func (m *model) set(s bpf.Set) string {
 	if s.Length == 0 {
 		return verdictName(s.Verdict)
 	}
-	var members []string
+	members := make([]string, 0, s.Length)
 	for _, id := range m.slots[s.Offset : s.Offset+s.Length] {
 		b, ok := m.backends[id]
 		if !ok {
 			return fmt.Sprintf("slot names dead backend %d", id)
 		}
-		members = append(members, netip.AddrPortFrom(b.Addr, b.Port).String())
+		at := netip.AddrPortFrom(b.Addr, b.Port)
+		name, ok := m.names[at]
+		if !ok {
+			name = at.String()
+			m.names[at] = name
+		}
+		members = append(members, name)
 	}
 	slices.Sort(members)
-	if len(slices.Compact(slices.Clone(members))) != len(members) {
-		return "slot names a backend twice"
+	for i := range members[1:] {
+		if members[i] == members[i+1] {
+			return "slot names a backend twice"
+		}
 	}
 	return strings.Join(members, " ")
 }
@@ -263,18 +273,27 @@ func (m *model) set(s bpf.Set) string {
 // outcome is what a program finds at a frontend, or at a service.
 type outcome struct {
 	Cluster, Local string // members, or the verdict
-	Config         string
+	Config         config
 }
 
+// config is the word beside the sets.
+type config struct {
+	flags    bpf.ServiceFlag
+	affinity int
+}
+
+// nothing is the config of what is not there.
+var nothing = config{affinity: -1}
+
 // absent is the outcome at a frontend that is not there.
-var absent = outcome{"absent", "absent", "absent"}
+var absent = outcome{"absent", "absent", nothing}
 
 func (m *model) service(id uint32) outcome {
 	s, ok := m.services[id]
 	if !ok || s.Incarnation == 0 {
-		return outcome{"dead service", "dead service", "dead service"}
+		return outcome{"dead service", "dead service", nothing}
 	}
-	return outcome{m.set(s.Cluster), m.set(s.Local), fmt.Sprintf("flags=%d affinity=%d", s.Flags, s.AffinitySeconds)}
+	return outcome{m.set(s.Cluster), m.set(s.Local), config{s.Flags, int(s.AffinitySeconds)}}
 }
 
 func (m *model) frontend(k bpf.FrontendKey) outcome {

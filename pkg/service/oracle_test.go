@@ -175,14 +175,14 @@ func (w *world) outcome(svc *cluster.Service, port cluster.ServicePort, v6 bool)
 	if len(ready)+len(draining) > 0 {
 		verdict = "drop"
 	}
-	flags := 0
+	var flags bpf.ServiceFlag
 	if svc.InternalLocal {
-		flags |= int(bpf.ServiceInternalLocal)
+		flags |= bpf.ServiceInternalLocal
 	}
 	if svc.ExternalLocal {
-		flags |= int(bpf.ServiceExternalLocal)
+		flags |= bpf.ServiceExternalLocal
 	}
-	return outcome{members(inCluster, "refuse"), members(inLocal, verdict), fmt.Sprintf("flags=%d affinity=%d", flags, svc.AffinitySeconds)}
+	return outcome{members(inCluster, "refuse"), members(inLocal, verdict), config{flags, svc.AffinitySeconds}}
 }
 
 func filter(all map[string]cluster.Endpoint, keep func(cluster.Endpoint) bool) map[string]cluster.Endpoint {
