@@ -62,7 +62,8 @@ static __always_inline bool frontend_find(const struct addr *dst, __be16 port, _
 	int i;
 
 	/* An element may be freed and become another key's between the lookup and the read, but not also become this key's again
-	 * with the same word: found twice with the same word means that the word is this key's. */
+	 * with the same word: found twice with the same word means that the word is this key's. Read through the first pointer: 6.1
+	 * does not see that one that is equal to it is no null pointer. */
 	for (i = 0; i < 3; i++) {
 		before = bpf_map_lookup_elem(&frontends, &key);
 		if (!before)
@@ -71,7 +72,7 @@ static __always_inline bool frontend_find(const struct addr *dst, __be16 port, _
 		after = bpf_map_lookup_elem(&frontends, &key);
 		if (!after)
 			return false;
-		if (before == after && READ_ONCE(*after) == word) {
+		if (before == after && READ_ONCE(*before) == word) {
 			__builtin_memcpy(f, &word, sizeof(*f));
 			return f->class == FRONTEND_CLUSTER_IP;
 		}

@@ -40,7 +40,7 @@ static __always_inline struct target peer_of(const struct addr *addr, __u32 *fla
 		return t;
 	t.id = READ_ONCE(*id);
 	again = bpf_map_lookup_elem(&peer_cidrs, &key); /* a freed node may be another prefix's by now */
-	if (again != id || READ_ONCE(*again) != t.id)
+	if (again != id || READ_ONCE(*id) != t.id) /* not *again: 6.1 does not see that it is no null pointer */
 		return (struct target){};
 	peer = bpf_map_lookup_elem(&peers, &t.id);
 	if (!peer)
