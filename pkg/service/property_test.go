@@ -28,6 +28,8 @@ type meaning struct {
 	protocol uint8
 }
 
+func (m meaning) String() string { return fmt.Sprintf("%s/%d", m.addr, m.protocol) }
+
 // crash is what a killed agent looks like from inside: it stops at a write, and nothing is cleaned up.
 type crash struct{}
 
