@@ -68,7 +68,7 @@ const (
 
 var layers = map[string]layer{
 	"cmd/fairleadd":        {[]string{"pkg/agent", "pkg/cni"}, entry},
-	"cmd/fairlead":         {[]string{"pkg/query", "pkg/bpf", "pkg/packet"}, entry},
+	"cmd/fairlead":         {[]string{"pkg/query", "pkg/packet"}, "the CLI asks the agent and cannot change a node: " + entry},
 	"plugins/fairlead-cni": {[]string{"pkg/cni"}, "the CNI binary is small, static and started for every pod: " + entry},
 	"pkg/agent": {[]string{
 		"pkg/bpf", "pkg/cluster", "pkg/cni", "pkg/endpoint", "pkg/flow", "pkg/health", "pkg/ipam", "pkg/k8s", "pkg/link", "pkg/manifest",

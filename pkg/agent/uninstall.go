@@ -13,6 +13,7 @@ import (
 
 	"github.com/fairlead/fairlead/pkg/bpf"
 	"github.com/fairlead/fairlead/pkg/cni"
+	"github.com/fairlead/fairlead/pkg/endpoint"
 	"github.com/fairlead/fairlead/pkg/link"
 	"github.com/fairlead/fairlead/pkg/masquerade"
 	"github.com/fairlead/fairlead/pkg/nft"
@@ -38,7 +39,11 @@ func Uninstall(c Config, binDir string, out io.Writer) error {
 	}
 	// First nobody comes any more, then what is there goes, and last the programs, which need nothing of the rest.
 	step("CNI configuration and binary", cni.Uninstall(binDir, c.CNIConfDir))
-	step("pods' links", removeLinks())
+	others, err := endpoint.RemoveLinks(c.StateDir, node.GatewayMAC(c.NodeName))
+	step("pods' links", err)
+	for _, name := range others {
+		log.Warn("link has the name of a pod's but belongs to no pod of this node, left alone", "link", name)
+	}
 	nl, err := link.Open()
 	if err != nil {
 		errs = append(errs, err)
@@ -53,21 +58,6 @@ func Uninstall(c Config, binDir string, out io.Writer) error {
 		step("sockets", removeFolder(c.RunDir, agentSocket, querySocket, "agent.alive", "tombstones", lockFile))
 	}
 	return errors.Join(append(errs, release())...)
-}
-
-// removeLinks deletes the host side, and with it the pod side, of every pod's link: their names tell them.
-func removeLinks() error {
-	veths, err := link.OpenVeths()
-	if err != nil {
-		return err
-	}
-	links, err := veths.List(cni.LinkPrefix)
-	for _, l := range links {
-		if cni.IsLinkName(l.Name) {
-			err = errors.Join(err, veths.Delete(l.Name))
-		}
-	}
-	return errors.Join(err, veths.Close())
 }
 
 // removeFolder removes what agents put into a folder, and the folder if nothing else is in it.

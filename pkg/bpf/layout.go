@@ -27,7 +27,7 @@ type LayoutError struct {
 // Error names the map, both layouts and what to do.
 func (e *LayoutError) Error() string {
 	return fmt.Sprintf("adopt map %s: layout differs: pinned at %s is %s, this agent needs %s: "+
-		"run an agent of the release that pinned it or of the one after, or remove everything with fairlead uninstall", e.Map, e.Path, e.Pinned, e.Wanted)
+		"run an agent of the release that pinned it or of the one after, or remove everything with fairleadd uninstall", e.Map, e.Path, e.Pinned, e.Wanted)
 }
 
 // layout is how a map is laid out: what two agents that share it must agree on. The number of elements is not part of it.

@@ -211,7 +211,7 @@ func TestOtherLayoutIsRefused(t *testing.T) {
 			t.Fatalf("got %v, want a LayoutError", err)
 		}
 		wantError(t, err, "adopt map peers", dir+"/maps/peers", fmt.Sprintf("value %d bytes", m.ValueSize),
-			fmt.Sprintf("value %d bytes {word@0:8", m.ValueSize-8), "fairlead uninstall")
+			fmt.Sprintf("value %d bytes {word@0:8", m.ValueSize-8), "fairleadd uninstall")
 		if diff := cmp.Diff(before, pins(t, dir)); diff != "" {
 			t.Errorf("a refused Open changed pins (-before +after):\n%s", diff)
 		}

@@ -102,13 +102,14 @@ func (t *Table) recover() error {
 		return err
 	}
 	byName, byIndex := map[string]link.Found{}, map[int]bpf.Endpoint{}
-	for _, f := range links {
-		if cni.IsLinkName(f.Name) {
-			byName[f.Name] = f
-		}
-	}
 	for _, b := range entries {
 		byIndex[int(b.Ifindex)] = b
+	}
+	mine := owner{gateway: t.cfg.GatewayMAC, names: l.names()}
+	for _, f := range links {
+		if _, known := byIndex[f.Index]; mine.has(f) || known && cni.IsLinkName(f.Name) {
+			byName[f.Name] = f
+		}
 	}
 	t.rebuild(byName, byIndex, t.dropLost(byName))
 	if err := t.adopt(byName, entries); err != nil {

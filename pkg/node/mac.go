@@ -10,6 +10,9 @@ const (
 	overlayRole = "overlay" // the overlay device
 )
 
+// GatewayMAC returns the MAC of the host side of every pod's link on the node of that name.
+func GatewayMAC(name string) [6]byte { return mac(name, gatewayRole) }
+
 // mac derives a locally administered unicast MAC from the node's name and a role: the same after every restart, so that permanent
 // neighbours inside pods stay right, and different on every node, because VXLAN drops a frame that carries the receiver's own MAC as its
 // source.

@@ -123,7 +123,7 @@ const (
 func compileSelf(cfg Config, own *cluster.Node, net network) (Self, error) {
 	s := Self{
 		Name: own.Name, Mode: cfg.Mode, Port: cfg.Port, VNI: cfg.VNI,
-		GatewayMAC: mac(own.Name, gatewayRole), OverlayMAC: mac(own.Name, overlayRole),
+		GatewayMAC: GatewayMAC(own.Name), OverlayMAC: mac(own.Name, overlayRole),
 	}
 	ips := own.InternalIPs
 	if len(cfg.NodeIPs) > 0 {
