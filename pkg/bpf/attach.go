@@ -123,7 +123,7 @@ func (o *Objects) AttachOverlay(ifindex int) error {
 		}
 		// A link's info names its device by an index that other namespaces have as well: what runs on the device here decides.
 		on, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: s.hook})
-		if err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+		if err != nil && !errors.Is(err, ebpf.ErrNotSupported) && !errors.Is(err, syscall.EINVAL) { // no such hook: AttachTCX says it by name
 			return fmt.Errorf("attach overlay programs to device %d: %w", ifindex, err)
 		}
 		here := func(i *link.Info) bool {

@@ -128,7 +128,14 @@ func TestOverlayLinksAreUpdatedInPlace(t *testing.T) {
 	const lo = 1
 	a, b := sandbox.NewNamespace(t), sandbox.NewNamespace(t)
 	first := mustOpen(t, Options{Dir: dir, Capacity: small()})
-	a.Do(t, func() error { return first.AttachOverlay(lo) })
+	var err error
+	a.Do(t, func() error { err = first.AttachOverlay(lo); return nil })
+	if errors.Is(err, ErrNoTCX) {
+		t.Skipf("the agent attaches filters instead: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	before := links(t, first)
 	wantPrograms(t, first, before, "from_overlay", "to_overlay")
 
