@@ -41,5 +41,5 @@ poweroff -f
 I
 chmod +x "$ird/init"; (cd "$ird" && find . | cpio -o -H newc 2>/dev/null | gzip -1) >"$ird.gz"
 timeout "${TIMEOUT:-600}" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m "${MEM:-2048}" -nographic -no-reboot -nic none \
-  -kernel "$K/vmlinuz" -initrd "$ird.gz" -append "console=ttyS0 quiet panic=-1" </dev/null 2>&1 | sed 's/\r$//' | tee "$ird.log" | sed '/^EXIT-STATUS/,$d; 1,/Booting from ROM/d'
+  -kernel "$K/vmlinuz" -initrd "$ird.gz" -append "console=ttyS0 quiet panic=-1" </dev/null 2>&1 | sed -u 's/\r$//' | tee "$ird.log" | sed -u '/^EXIT-STATUS/,$d; 1,/Booting from ROM/d'
 rm -f "$ird.gz"; s=$(awk '/^EXIT-STATUS/ {print $2}' "$ird.log" | tail -1); rm -f "$ird.log"; exit "${s:-125}"
