@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -112,7 +113,7 @@ func (h *host) start(own *cluster.Node) {
 		h.t.Fatal(err)
 	}
 	if h.self.OverlayIndex != 0 {
-		h.ns.Do(h.t, func() error { return h.objects.AttachOverlay(h.self.OverlayIndex) })
+		h.ns.Do(h.t, h.attach)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var ended sync.WaitGroup
@@ -129,6 +130,24 @@ func (h *host) start(own *cluster.Node) {
 		}
 	})
 	h.t.Cleanup(h.stop)
+}
+
+// attach puts the overlay's programs on its device in the calling thread's namespace, as an agent does.
+func (h *host) attach() error {
+	err := h.objects.AttachOverlay(h.self.OverlayIndex)
+	if !errors.Is(err, bpf.ErrNoTCX) {
+		return err
+	}
+	from, to, err := h.objects.OverlayPrograms()
+	if err != nil {
+		return err
+	}
+	veths, err := link.OpenVeths()
+	if err != nil {
+		return err
+	}
+	filters := link.Filters{FromPodFD: from.FD, FromPodID: from.ID, ToPodFD: to.FD, ToPodID: to.ID}
+	return errors.Join(veths.AttachFilters(h.self.OverlayIndex, filters), veths.Close())
 }
 
 // apply tells the host of nodes; nil values are gone. The first call opens the gate.

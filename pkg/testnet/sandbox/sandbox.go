@@ -281,7 +281,7 @@ func reachable(a netip.Addr) error {
 		return err
 	}
 	defer unix.Close(fd)
-	for until := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(patience()); ; time.Sleep(time.Millisecond) {
 		err := unix.Connect(fd, sa)
 		if err == nil {
 			return nil

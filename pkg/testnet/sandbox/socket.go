@@ -13,8 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long a socket waits for what must come.
-const patience = 5 * time.Second
+// patience is how long a socket waits for what must come; with -test.short a minute, which is enough for emulation without KVM.
+func patience() time.Duration {
+	if testing.Short() {
+		return time.Minute
+	}
+	return 5 * time.Second
+}
 
 // Socket is a socket whose every system call is visible in the test: nothing resolves, retries or remembers addresses. Errors are the
 // kernel's errno.
@@ -32,7 +37,7 @@ func newSocket(t testing.TB, fd int) *Socket {
 		t.Fatalf("read domain of socket: %v", err)
 	}
 	s.v6 = domain == unix.AF_INET6
-	s.Wait(t, patience)
+	s.Wait(t, patience())
 	return s
 }
 
