@@ -64,7 +64,7 @@ bench: build test-deps ## all benchmarks, beside their peers; bench/README.md sa
 	bench/run.sh
 
 .PHONY: kernels
-kernels: ## packet and namespace tests on Debian's 6.12 kernel in emulation, and what 6.1 lacks
+kernels: ## agent, packet and namespace tests on Debian's kernels 6.12 and 6.1 in emulation
 	$(LOCAL)/kernels.sh
 
 .PHONY: image

@@ -6,7 +6,7 @@
 # Programs in DIR must be static (CGO_ENABLED=0; go test -c). MODULES names what is loaded first. Boots in about 4 s.
 set -euo pipefail
 V=$1 DIR=$2; shift 2
-MODULES=${MODULES:-crc32c_generic veth vxlan sctp wireguard dummy geneve ipip ip_vs sch_ingress cls_bpf nf_tables nft_masq nft_ct nft_chain_nat inet_diag tcp_diag udp_diag nfnetlink xfrm_user}
+MODULES=${MODULES:-crc32c_generic veth vxlan bridge sctp wireguard dummy geneve ipip ip_vs sch_ingress cls_bpf nf_tables nft_masq nft_ct nft_chain_nat inet_diag tcp_diag udp_diag nfnetlink xfrm_user}
 W=${KERNELS_DIR:-$HOME/.cache/fairlead-kernels}; mkdir -p "$W"; DIR=$(cd "$DIR" && pwd)
 "$(dirname "$0")/deps.sh" qemu-system-x86:qemu-system-x86_64 cpio:cpio kmod:depmod xz-utils:xz file:file
 file -L /bin/busybox 2>/dev/null | grep -q static || { apt-get update -q >/dev/null; apt-get install -y -q --no-install-recommends busybox-static >/dev/null; }
