@@ -136,8 +136,9 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, struct pod_scrat
 		return create_ported(n, hit);
 	}
 	err = flow_create(n, hit);
-	/* The pod speaks to this backend from the same port already, directly or through another Service. */
-	if (err == -DROP_FLOW_PORTS && n->backend)
+	/* The pod speaks to this backend from the same port already: directly or through another Service, or, the other way round,
+	 * through a Service before directly. Then this flow takes another source port. */
+	if ((err == -DROP_FLOW_PORTS && n->backend) || (!err && hit->translated && hit->dir == FLOW_FORWARD))
 		return create_ported(n, hit);
 	if (err && !n->backend) { /* nothing depends on the record: DESIGN, invariant 2 */
 		count(COUNT_FLOW_UNRECORDED);
@@ -174,8 +175,10 @@ static __always_inline bool spoofed(struct __sk_buff *skb, const struct pkt *p, 
  * UDP chooses again at once (services.md 1.5); TCP stays with its backend and drains. */
 static __always_inline bool find_current(const struct pkt *p, struct flow_hit *hit)
 {
-	if (!flow_find(&p->tuple, hit))
+	if (!flow_find_sent(&p->tuple, hit))
 		return false;
+	if (hit->translated && hit->dir == FLOW_FORWARD && !flow_over(hit, p->tcp_flags))
+		return false; /* of a Service's flow that this one meets: open_from_pod */
 	if (!flow_over(hit, p->tcp_flags) &&
 	    (p->tuple.proto != PROTO_UDP || hit->dir != FLOW_FORWARD || !hit->flow->backend ||
 	     backend_current(hit->flow->backend, hit->flow->backend_incarnation, BACKEND_SERVING)))
@@ -204,10 +207,6 @@ static __always_inline int from_pod_ip(struct __sk_buff *skb, struct pod_scratch
 		if (!hit.flow)
 			return deliver(skb, p, s->new.fwd_kind, s->new.fwd);
 	}
-	/* What the pod sends is never a translated packet of its own: two connections of one port meet at one backend, and the one
-	 * through the Service was first. */
-	if (hit.translated && hit.dir == FLOW_FORWARD)
-		return -DROP_FLOW_MEETS;
 	flow_read(&hit, facts);
 	if (facts->translated) {
 		err = rewrite(skb, p, &facts->to);

@@ -56,7 +56,6 @@ enum drop_reason {
 	DROP_SOCK_NO_LOCAL, /* the same under traffic policy Local: EHOSTUNREACH */
 	DROP_SOCK_BACKEND, /* chosen backend vanished between two reads */
 	DROP_SCRATCH, /* the hook's scratch element is missing: cannot happen, the verifier asks */
-	DROP_FLOW_MEETS, /* a direct connection from the port that a Service's connection to the same backend has */
 	DROP_REASON_MAX,
 };
 

@@ -249,11 +249,19 @@ static __always_inline bool flow_take(__u64 found, struct flow_hit *hit)
 	return hit->flow;
 }
 
+/* Two translated flows may meet in one tuple: what one was before its translation, the other is behind it (a client speaks to a backend
+ * directly and through a Service, from one port). A packet fresh from its sender is the first's, any other packet, replies included, is
+ * the second's. */
+static __always_inline bool flow_expected(const struct flow *f, bool translated, int dir, bool sent)
+{
+	return !(f->flags & FLOW_TRANSLATED) || translated == !(sent && dir == FLOW_FORWARD);
+}
+
 /* flow_find without the pointer: 0 or flow_found(). The loads of a record are ordered behind that of its word in the index by the
  * address, which comes from the word. */
-STAGE __u64 flow_search(const struct tuple *t)
+STAGE __u64 flow_search(const struct tuple *t, bool sent)
 {
-	__u64 hash;
+	__u64 hash, other = 0;
 
 	if (!t)
 		return 0;
@@ -277,18 +285,29 @@ STAGE __u64 flow_search(const struct tuple *t)
 			if (flow_generation(word) != table_generation(at) || flow_state(word) != FLOW_LIVE)
 				continue;
 			dir = flow_match(flow_key(f, table_translated(at)), t);
-			if (dir >= 0)
+			if (dir < 0)
+				continue;
+			if (flow_expected(f, table_translated(at), dir, sent))
 				return flow_found(at, dir);
+			other = flow_found(at, dir);
 		}
 	}
-	return 0;
+	return other;
 }
 
 /* Finds the flow of a packet as it stands: in either direction, before or after translation. The facts may be used as they are: a
  * record that was live is not written anew for at least a second. */
 static __always_inline bool flow_find(const struct tuple *t, struct flow_hit *hit)
 {
-	__u64 found = flow_search(t);
+	__u64 found = flow_search(t, false);
+
+	return found && flow_take(found, hit);
+}
+
+/* The same for a packet that its sender just sent. */
+static __always_inline bool flow_find_sent(const struct tuple *t, struct flow_hit *hit)
+{
+	__u64 found = flow_search(t, true);
 
 	return found && flow_take(found, hit);
 }
@@ -349,6 +368,9 @@ STAGE __u64 flow_rival(__u32 slot, bool translated, __u64 hash)
 				continue;
 			dir = flow_match(flow_key(f, table_translated(at)), flow_key(own, translated));
 			if (dir < 0)
+				continue;
+			/* Before one translation, behind another: flow_expected() tells them apart. */
+			if (own->flags & f->flags & FLOW_TRANSLATED && table_translated(at) != translated)
 				continue;
 			if (flow_state(word) == FLOW_PENDING) {
 				__u64 was;
@@ -482,7 +504,7 @@ STAGE __s64 flow_make(const struct flow_new *n)
 			return ret;
 		/* The other CPU needs some ten nanoseconds more. */
 		for (int j = 0; j < 4; j++) {
-			ret = flow_search(&n->orig);
+			ret = flow_search(&n->orig, true);
 			if (ret)
 				return ret;
 		}

@@ -146,8 +146,7 @@ const (
 	LayoutDropReasonDROP_SOCK_NO_LOCAL      LayoutDropReason = 37
 	LayoutDropReasonDROP_SOCK_BACKEND       LayoutDropReason = 38
 	LayoutDropReasonDROP_SCRATCH            LayoutDropReason = 39
-	LayoutDropReasonDROP_FLOW_MEETS         LayoutDropReason = 40
-	LayoutDropReasonDROP_REASON_MAX         LayoutDropReason = 41
+	LayoutDropReasonDROP_REASON_MAX         LayoutDropReason = 40
 )
 
 type LayoutEndpoint struct {

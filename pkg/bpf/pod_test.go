@@ -520,13 +520,30 @@ func TestServiceMeetsDirectFlow(t *testing.T) {
 				}
 			}
 		}
-		// The other way round, the direct connection is refused rather than mixed up.
-		w.service(packet.TCP, 0, netip.AddrPortFrom(w.a.remote, 8080))
-		p := w.fromA(packet.TCP, w.a.vip, 80)
-		p.SrcPort = 40001
-		w.sends("from_pod", p, redirect)
-		p = w.fromA(packet.TCP, w.a.remote, 8080)
-		p.SrcPort = 40001
-		w.dropped("from_pod", p.Bytes(), "flow-meets")
+		// The other way round: first through the Service, then directly. Both keep their ways back.
+		for _, proto := range []uint8{packet.TCP, packet.UDP} {
+			w.service(proto, 0, netip.AddrPortFrom(w.a.remote, 8080))
+			service, direct := w.fromA(proto, w.a.vip, 80), w.fromA(proto, w.a.remote, 8080)
+			service.SrcPort, direct.SrcPort = 40001, 40001
+			w.sends("from_pod", service, redirect)
+			var ported uint16
+			for i := range 3 { // first packet and established
+				if out := w.sends("from_pod", service, redirect); out.Dst != w.a.remote || out.SrcPort != 40001 {
+					w.Errorf("protocol %d, packet %d to the Service: %s", proto, i, out)
+				}
+				out := w.sends("from_pod", direct, redirect)
+				if out.Dst != w.a.remote || out.DstPort != 8080 || out.SrcPort < 61000 || i > 0 && out.SrcPort != ported {
+					w.Fatalf("protocol %d, direct packet %d: %s, want one other source port", proto, i, out)
+				}
+				ported = out.SrcPort
+				service.TCPFlags, direct.TCPFlags = packet.ACK, packet.ACK
+			}
+			for to, from := range map[uint16]netip.AddrPort{40001: netip.AddrPortFrom(w.a.vip, 80), ported: netip.AddrPortFrom(w.a.remote, 8080)} {
+				reply := packet.Packet{Src: w.a.remote, Dst: w.a.podA, Proto: proto, SrcPort: 8080, DstPort: to, TCPFlags: packet.ACK}
+				if back := w.sends("to_pod", reply, pass); back.Src != from.Addr() || back.SrcPort != from.Port() || back.DstPort != 40001 {
+					w.Errorf("protocol %d, reply to %d: %s, want it from %s to 40001", proto, to, back, from)
+				}
+			}
+		}
 	})
 }

@@ -106,8 +106,7 @@ const (
 	TableDropReasonDROP_SOCK_NO_LOCAL      TableDropReason = 37
 	TableDropReasonDROP_SOCK_BACKEND       TableDropReason = 38
 	TableDropReasonDROP_SCRATCH            TableDropReason = 39
-	TableDropReasonDROP_FLOW_MEETS         TableDropReason = 40
-	TableDropReasonDROP_REASON_MAX         TableDropReason = 41
+	TableDropReasonDROP_REASON_MAX         TableDropReason = 40
 )
 
 type TableFlow struct {
@@ -174,7 +173,7 @@ type TableResult struct {
 	Ok      uint64
 	Wrong   uint64
 	Missed  uint64
-	Refused [41]uint64
+	Refused [40]uint64
 }
 
 type TableShape uint32
