@@ -85,7 +85,25 @@ func (s *StaleSockets) Namespaces() ([]uint64, error) {
 
 // Destroy destroys the stale sockets of the calling thread's network namespace (the caller has locked its goroutine to it) and returns them.
 // Their owners get ECONNABORTED. Those that are not marked Destroyed are left to the caller: the kernel has no bpf_sock_destroy.
-func (s *StaleSockets) Destroy() ([]StaleSocket, error) {
+//
+// The kernel finds its place in a full bucket by counting, so the sockets that it destroys there make it pass over others (seen on 6.12:
+// 1,491 of 1,500): it is asked until it destroys nothing more.
+func (s *StaleSockets) Destroy() (all []StaleSocket, err error) {
+	for range stalePasses {
+		found, err := s.pass()
+		all = append(all, found...)
+		if err != nil || !slices.ContainsFunc(found, func(f StaleSocket) bool { return f.Destroyed }) {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+// stalePasses bounds the work against sockets that become stale as fast as they are destroyed; those are for the next sweep.
+const stalePasses = 16
+
+// pass reads the iterator once.
+func (s *StaleSockets) pass() ([]StaleSocket, error) {
 	const size = int(unsafe.Sizeof(LayoutStaleSocket{}))
 
 	b, err := readIter(s.sockets)
