@@ -321,26 +321,6 @@ func openAndDie() {
 	fmt.Println(err)
 }
 
-func TestAdoptionIsFast(t *testing.T) {
-	dir := testDir(t)
-	if err := mustOpen(t, Options{Dir: dir}).Close(); err != nil {
-		t.Fatal(err)
-	}
-	best := time.Hour
-	for range 5 {
-		start := time.Now()
-		ob := mustOpen(t, Options{Dir: dir})
-		best = min(best, time.Since(start))
-		if err := ob.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("adoption takes %v", best)
-	if best > 500*time.Millisecond {
-		t.Errorf("adoption takes %v, more than five times what it should", best)
-	}
-}
-
 func TestRemoveLeavesNothing(t *testing.T) {
 	dir := testDir(t)
 	ob := mustOpen(t, Options{Dir: dir, Capacity: small()})
