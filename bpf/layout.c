@@ -2,6 +2,7 @@
 /* Types only: every header once, so that each C struct and enum has exactly one Go type. No program. */
 #include "lib/addr.h"
 #include "lib/config.h"
+#include "lib/device.h"
 #include "lib/drop.h"
 #include "lib/endpoint.h"
 #include "lib/flow.h"
@@ -25,6 +26,7 @@ struct {
 	enum service_verdict service_verdict;
 	enum service_flag service_flag;
 	enum backend_flag backend_flag;
+	enum node_address_flag node_address_flag;
 	enum target_kind target_kind;
 	enum flow_dir flow_dir;
 	enum flow_state flow_state;

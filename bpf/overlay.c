@@ -77,6 +77,8 @@ static __always_inline int deliver_here(struct __sk_buff *skb, struct pkt *p, __
 	__u32 ifindex;
 	__u8 mac[6];
 
+	if (kind == TARGET_OUT)
+		return deliver_out(skb, p);
 	if (kind == TARGET_ENDPOINT && endpoint_read(&t, &ifindex, mac))
 		goto pod;
 	if (endpoint_of_addr(&p->tuple.dst, &t) && endpoint_read(&t, &ifindex, mac))

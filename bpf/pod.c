@@ -11,52 +11,20 @@
 #include "lib/icmp.h"
 #include "lib/parse.h"
 #include "lib/rewrite.h"
-
-#define SNAT_PORT_MIN 61000U /* above the default ephemeral range of Linux (32768 to 60999) */
-#define SNAT_PORTS 4000U
-#define SNAT_TRIES 8
-
-/* What does not fit on the 512 bytes of stack. Of this file alone: its programs run with softirqs off and never interrupt each other. */
-struct pod_scratch {
-	struct pkt pkt;
-	struct flow_new new;
-	struct choice choice;
-	struct flow_facts facts;
-};
+#include "lib/serve.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct pod_scratch);
+	__type(value, struct serve);
 } pod_scratch SEC(".maps");
 
-static __always_inline struct pod_scratch *scratch(void)
+static __always_inline struct serve *scratch(void)
 {
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&pod_scratch, &zero);
-}
-
-/* Sends the packet where its flow's other end is. The flow's target is a hint: when what it names is gone, the address decides
- * anew. Not inlined, so that its stack and that of flow_create do not add up. */
-static __noinline int deliver(struct __sk_buff *skb, const struct pkt *p, __u8 kind, struct target t)
-{
-	struct addr node;
-	__u32 ifindex, mtu;
-	__u8 mac[6];
-
-	for (int i = 0; i < 2; i++) {
-		if (kind == TARGET_ENDPOINT && endpoint_read(&t, &ifindex, mac))
-			return deliver_endpoint(skb, ifindex, mac);
-		if (kind == TARGET_PEER && peer_read(&t, &node, &mtu))
-			return deliver_peer(skb, p, &node, mtu);
-		if (kind == TARGET_STACK)
-			break;
-		kind = deliver_way(&p->tuple.dst, &t);
-	}
-	count(COUNT_TO_STACK);
-	return TC_OK;
 }
 
 /* Answers a refused packet on the device it came from. */
@@ -74,51 +42,8 @@ static __noinline int refuse(struct __sk_buff *skb, struct pkt *p, int reason)
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
 
-/* Makes the flow with a source port that no other flow to its backend has. */
-static __always_inline int create_ported(struct flow_new *n, struct flow_hit *hit)
-{
-	int err = -DROP_FLOW_PORTS;
-
-	for (int i = 0; i < SNAT_TRIES; i++) {
-		n->xlat.src_port = bpf_htons(SNAT_PORT_MIN + bpf_get_prandom_u32() % SNAT_PORTS);
-		err = flow_create(n, hit);
-		if (err != -DROP_FLOW_PORTS)
-			break;
-	}
-	return err;
-}
-
-/* What the first packet of a flow that the pod opens becomes, into s->new: 0 or -enum drop_reason. Not inlined, so that its stack and
- * that of flow_create do not add up. */
-static __noinline int resolve(struct __sk_buff *skb, struct pod_scratch *s)
-{
-	struct flow_new *n = &s->new;
-	struct choice *c = &s->choice;
-	struct frontend f;
-	int err;
-
-	n->orig = s->pkt.tuple;
-	n->xlat = n->orig;
-	if (frontend_find(&n->orig.dst, n->orig.dst_port, n->orig.proto, &f)) {
-		err = service_choose(&f, &n->orig.src, c);
-		if (err)
-			return err;
-		n->xlat.dst = c->addr;
-		n->xlat.dst_port = c->port;
-		n->service = c->service;
-		n->service_incarnation = c->service_incarnation;
-		n->backend = c->backend;
-		n->backend_incarnation = c->backend_incarnation;
-	} else if (bpf_map_lookup_elem(&cluster_ips, &n->orig.dst)) {
-		return -DROP_SERVICE_PORT;
-	}
-	n->fwd_kind = deliver_way(&n->xlat.dst, &n->fwd);
-	return skb ? 0 : -DROP_SCRATCH; /* clang drops an unused context, which the verifier of a subprogram misses */
-}
-
-/* First packet of a flow that the pod opens: 0 or -enum drop_reason. Afterwards the flow exists, or hit->flow is NULL: then it is not
- * translated, and passes without a record. */
-static __always_inline int open_from_pod(struct __sk_buff *skb, struct pod_scratch *s, const struct target *self, struct flow_hit *hit)
+/* First packet of a flow that the pod opens: 0 or -enum drop_reason, as serve_create. */
+static __always_inline int open_from_pod(struct __sk_buff *skb, struct serve *s, const struct target *self, struct flow_hit *hit)
 {
 	struct flow_new *n = &s->new;
 	int err;
@@ -126,26 +51,9 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, struct pod_scrat
 	__builtin_memset(n, 0, sizeof(*n));
 	n->rev_kind = TARGET_ENDPOINT;
 	n->rev = *self;
-	err = resolve(skb, s);
-	if (err)
-		return err;
-	/* A pod that its own Service sends to itself must not see its own address as the client's (services.md 1.4, hairpin): it sees
-	 * the node's overlay address. */
-	if (n->backend && addr_equal(&n->xlat.dst, &n->xlat.src)) {
-		n->xlat.src = addr_is_v4(&n->orig.dst) ? config_addr(&cfg.overlay4) : config_addr(&cfg.overlay6);
-		return create_ported(n, hit);
-	}
-	err = flow_create(n, hit);
-	/* The pod speaks to this backend from the same port already: directly or through another Service, or, the other way round,
-	 * through a Service before directly. Then this flow takes another source port. */
-	if ((err == -DROP_FLOW_PORTS && n->backend) || (!err && hit->translated && hit->dir == FLOW_FORWARD))
-		return create_ported(n, hit);
-	if (err && !n->backend) { /* nothing depends on the record: DESIGN, invariant 2 */
-		count(COUNT_FLOW_UNRECORDED);
-		hit->flow = NULL;
-		return 0;
-	}
-	return err;
+	s->origin = ORIGIN_POD;
+	err = serve_resolve(skb, s);
+	return err ? err : serve_create(s, hit);
 }
 
 /* Packets that no flow describes: IPv6 neighbour discovery and multicast, ICMP errors, tails of unknown datagrams. */
@@ -171,23 +79,7 @@ static __always_inline bool spoofed(struct __sk_buff *skb, const struct pkt *p, 
 		 (addr_is_zero(&p->tuple.src) || (p->tuple.src.words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000)));
 }
 
-/* Finds the flow of a packet, unless it is over or its backend no longer serves: then it has ended, and the packet is a first one.
- * UDP chooses again at once (services.md 1.5); TCP stays with its backend and drains. */
-static __always_inline bool find_current(const struct pkt *p, struct flow_hit *hit)
-{
-	if (!flow_find_sent(&p->tuple, hit))
-		return false;
-	if (hit->translated && hit->dir == FLOW_FORWARD && !flow_over(hit, p->tcp_flags))
-		return false; /* of a Service's flow that this one meets: open_from_pod */
-	if (!flow_over(hit, p->tcp_flags) &&
-	    (p->tuple.proto != PROTO_UDP || hit->dir != FLOW_FORWARD || !hit->flow->backend ||
-	     backend_current(hit->flow->backend, hit->flow->backend_incarnation, BACKEND_SERVING)))
-		return true;
-	flow_remove(hit);
-	return false;
-}
-
-static __always_inline int from_pod_ip(struct __sk_buff *skb, struct pod_scratch *s, const struct endpoint *ep, const struct target *self)
+static __always_inline int from_pod_ip(struct __sk_buff *skb, struct serve *s, const struct endpoint *ep, const struct target *self)
 {
 	struct flow_facts *facts = &s->facts;
 	struct pkt *p = &s->pkt;
@@ -198,7 +90,7 @@ static __always_inline int from_pod_ip(struct __sk_buff *skb, struct pod_scratch
 		return -DROP_SPOOFED_ADDRESS;
 	if ((p->flags & (PKT_LINK_SCOPE | PKT_ICMP_ERROR)) || !fragment_ports(p))
 		return deliver_stateless(skb, p);
-	if (!find_current(p, &hit)) {
+	if (!serve_find(p, &hit)) {
 		err = open_from_pod(skb, s, self, &hit);
 		if (err == -DROP_SERVICE_REFUSED || err == -DROP_SERVICE_PORT)
 			return refuse(skb, p, err);
@@ -220,7 +112,7 @@ static __always_inline int from_pod_ip(struct __sk_buff *skb, struct pod_scratch
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	struct pod_scratch *s = scratch();
+	struct serve *s = scratch();
 	struct target self = {};
 	struct endpoint *ep;
 	__u8 mac[6];
@@ -242,7 +134,7 @@ int from_pod(struct __sk_buff *skb)
 	return ret < 0 ? drop(ret) : ret;
 }
 
-static __always_inline int to_pod_ip(struct __sk_buff *skb, struct pod_scratch *s, const struct endpoint *ep, const struct target *self)
+static __always_inline int to_pod_ip(struct __sk_buff *skb, struct serve *s, const struct endpoint *ep, const struct target *self)
 {
 	struct flow_facts *facts = &s->facts;
 	struct flow_new *n = &s->new;
@@ -256,7 +148,7 @@ static __always_inline int to_pod_ip(struct __sk_buff *skb, struct pod_scratch *
 		return -DROP_TO_POD_ADDRESS;
 	if ((p->flags & PKT_ICMP_ERROR) || !fragment_ports(p))
 		return TC_OK;
-	if (!find_current(p, &hit)) {
+	if (!serve_find(p, &hit)) {
 		__builtin_memset(n, 0, sizeof(*n));
 		n->orig = p->tuple;
 		n->xlat = p->tuple;
@@ -281,7 +173,7 @@ static __always_inline int to_pod_ip(struct __sk_buff *skb, struct pod_scratch *
 SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {
-	struct pod_scratch *s = scratch();
+	struct serve *s = scratch();
 	struct target self = {};
 	struct endpoint *ep;
 	int ret;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
-/* Hooks on the node's cgroup root, at the system call: connect and sendmsg lead TCP and UDP from a Service to a backend, before a packet
- * or a flow exists; recvmsg and getpeername give the Service's name back. What the hooks leave alone meets pod.c as packets. */
+/* Hooks on the node's cgroup root, at the system call: connect and sendmsg lead TCP and UDP from a Service or host port to a backend,
+ * before a packet or a flow exists; recvmsg and getpeername give its name back; bind refuses the node's ports that are served already. What the hooks leave alone meets pod.c as packets. */
 #include "lib/sock.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
@@ -11,6 +11,7 @@ enum sock_answer {
 };
 
 /* errno of the kernel's uapi */
+#define EADDRINUSE 98
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
 
@@ -53,6 +54,10 @@ static __always_inline int deny(int err)
 	case DROP_SERVICE_REFUSED:
 		drop_count(DROP_SOCK_REFUSED);
 		bpf_set_retval(-ECONNREFUSED);
+		break;
+	case DROP_SERVICE_SOURCE:
+		drop_count(DROP_SOCK_SOURCE);
+		bpf_set_retval(-EHOSTUNREACH);
 		break;
 	case DROP_SERVICE_NO_LOCAL:
 		drop_count(DROP_SOCK_NO_LOCAL);
@@ -139,4 +144,27 @@ SEC("cgroup/getpeername4") int getpeername4(struct bpf_sock_addr *ctx)
 SEC("cgroup/getpeername6") int getpeername6(struct bpf_sock_addr *ctx)
 {
 	return reverse(ctx, true, false);
+}
+
+static __always_inline int bind(struct bpf_sock_addr *ctx, const struct addr *addr)
+{
+	if (!served(ctx) || !sock_taken(ctx, addr, ctx->user_port))
+		return SOCK_ALLOW;
+	drop_count(DROP_BIND);
+	bpf_set_retval(-EADDRINUSE);
+	return SOCK_DENY;
+}
+
+SEC("cgroup/bind4") int bind4(struct bpf_sock_addr *ctx)
+{
+	struct addr addr = addr_from_v4(ctx->user_ip4);
+
+	return bind(ctx, &addr);
+}
+
+SEC("cgroup/bind6") int bind6(struct bpf_sock_addr *ctx)
+{
+	struct addr addr = addr_from_user6(ctx);
+
+	return bind(ctx, &addr);
 }

@@ -25,6 +25,7 @@ struct choice {
 	__u8 class; /* enum frontend_class */
 	__u8 verdict; /* enum service_verdict, when the set was empty */
 	__u32 flags; /* enum backend_flag of the backend */
+	__u32 service_flags; /* enum service_flag */
 };
 
 #define CHOICE_EEXIST 17 /* errno of the kernel's uapi */
@@ -53,9 +54,15 @@ static __always_inline bool backend_current(__u32 id, __u32 incarnation, __u32 n
 	return b && backend_word_is(READ_ONCE(b->word), incarnation, need_flags);
 }
 
-/* The frontend at exactly this address, port (network byte order) and protocol, copied to f. Only ClusterIPs: the other classes have
- * conditions of their own (source ranges, accepted node addresses) and are left to the kernel until these are checked. */
-static __always_inline bool frontend_find(const struct addr *dst, __be16 port, __u8 proto, struct frontend *f)
+/* Who asks: decides over traffic policy and masquerade. */
+enum origin {
+	ORIGIN_POD, /* a pod of this node */
+	ORIGIN_NODE, /* this node itself */
+	ORIGIN_OUTSIDE, /* everybody else */
+};
+
+/* The frontend at exactly this address, port (network byte order) and protocol, copied to f. */
+static __always_inline bool frontend_at(const struct addr *dst, __be16 port, __u8 proto, struct frontend *f)
 {
 	struct frontend_key key = { .addr = *dst, .port = port, .proto = proto };
 	__u64 *before, *after, word;
@@ -74,10 +81,100 @@ static __always_inline bool frontend_find(const struct addr *dst, __be16 port, _
 			return false;
 		if (before == after && READ_ONCE(*before) == word) {
 			__builtin_memcpy(f, &word, sizeof(*f));
-			return f->class == FRONTEND_CLUSTER_IP;
+			return true;
 		}
 	}
 	return false;
+}
+
+/* What answers on this address of the node (enum node_address_flag); 0: it is none. */
+static __always_inline __u32 node_address(const struct addr *a)
+{
+	__u32 *flags = bpf_map_lookup_elem(&node_addresses, a);
+
+	return flags ? READ_ONCE(*flags) : 0;
+}
+
+/* The address that stands for all of the node's. */
+static __always_inline struct addr addr_any(bool v4)
+{
+	return v4 ? addr_from_v4(0) : (struct addr){};
+}
+
+/* The host port at exactly this key, as the map has it. */
+static __always_inline bool host_port_at(const struct frontend_key *key, struct host_port *to)
+{
+	__u64 *before, *after, word;
+
+	for (int i = 0; i < 3; i++) { /* as in frontend_at */
+		before = bpf_map_lookup_elem(&host_ports, key);
+		if (!before)
+			return false;
+		word = READ_ONCE(*before);
+		after = bpf_map_lookup_elem(&host_ports, key);
+		if (!after)
+			return false;
+		if (before == after && READ_ONCE(*before) == word) {
+			__builtin_memcpy(to, &word, sizeof(*to));
+			return true;
+		}
+	}
+	return false;
+}
+
+/* The host port of this address, or of all of the node's. */
+static __always_inline bool host_port_find(const struct addr *dst, __be16 port, __u8 proto, struct host_port *to)
+{
+	struct frontend_key key = { .addr = *dst, .port = port, .proto = proto };
+
+	if (host_port_at(&key, to))
+		return true;
+	key.addr = addr_any(addr_is_v4(dst));
+	return host_port_at(&key, to);
+}
+
+/* The frontend that serves this destination: at the address itself, or a NodePort on it as `answers` (enum node_address_flag) allows.
+ * Host ports come after both and are not frontends: host_port_find. */
+static __always_inline bool frontend_find(const struct addr *dst, __be16 port, __u8 proto, __u32 answers, struct frontend *f)
+{
+	struct addr any;
+
+	if (frontend_at(dst, port, proto, f))
+		return true;
+	if (!(answers & NODE_ADDRESS_NODE_PORT))
+		return false;
+	any = addr_any(addr_is_v4(dst));
+	return frontend_at(&any, port, proto, f);
+}
+
+/* May the client use the addresses of a load balancer with this source range set? */
+static __always_inline bool source_allowed(__u32 set, const struct addr *client)
+{
+	struct source_range key = { .prefixlen = 32 + 128, .set = set };
+	__u32 *found;
+
+	if (!set)
+		return true;
+	__builtin_memcpy(key.bytes, client, sizeof(key.bytes));
+	found = bpf_map_lookup_elem(&source_ranges, &key);
+	return found && READ_ONCE(*found) == set;
+}
+
+/* Is it an address that ClusterIPs come from? */
+static __always_inline bool service_cidr(const struct addr *a)
+{
+	struct service_cidr key = { .prefixlen = 128 };
+
+	__builtin_memcpy(key.bytes, a, sizeof(key.bytes));
+	return bpf_map_lookup_elem(&service_cidrs, &key);
+}
+
+static __always_inline __u32 epoch_now(void)
+{
+	__u32 zero = 0;
+	__u64 *n = bpf_map_lookup_elem(&frontend_epoch, &zero);
+
+	return n ? READ_ONCE(*n) : 0;
 }
 
 /* Flags of a service (enum service_flag), 0 when the id is not in use. */
@@ -158,9 +255,10 @@ static __always_inline int choice_draw(__u64 set, struct choice *c)
  * -DROP_SERVICE_REFUSED   no endpoint, to be answered (verdict is set);
  * -DROP_SERVICE_NO_LOCAL  no endpoint under traffic policy Local, silent (verdict is set);
  * -DROP_SERVICE_BACKEND   the agent is removing what the frontend or the slot names; the client tries again.
- * For pods and the node itself: the external traffic policy is not theirs (kube-proxy, nftables/proxier.go), so all but
- * internalTrafficPolicy Local choose from the cluster set. */
-static __always_inline int service_choose(const struct frontend *f, const struct addr *client, struct choice *c)
+ * -DROP_SERVICE_SOURCE    the client is in none of the load balancer's source ranges, silent.
+ * internalTrafficPolicy is the ClusterIP's; externalTrafficPolicy is that of all other addresses, but not for pods of this node and the
+ * node itself, who reach every endpoint (kube-proxy, nftables/proxier.go: short circuit). Source ranges hold for everybody. */
+static __always_inline int service_choose(const struct frontend *f, const struct addr *client, enum origin origin, struct choice *c)
 {
 	struct affinity_key key = { .client = *client, .service = f->service };
 	struct affinity fresh = { .service = f->service };
@@ -180,9 +278,13 @@ static __always_inline int service_choose(const struct frontend *f, const struct
 	c->service_incarnation = key.incarnation;
 	c->class = f->class;
 	c->verdict = 0;
+	if (f->class == FRONTEND_LOAD_BALANCER && !source_allowed(word_low(identity), client))
+		return -DROP_SERVICE_SOURCE;
 
 	config = READ_ONCE(s->config);
-	if (f->class == FRONTEND_CLUSTER_IP && (word_high(config) & SERVICE_INTERNAL_LOCAL)) {
+	c->service_flags = word_high(config);
+	if (f->class == FRONTEND_CLUSTER_IP ? word_high(config) & SERVICE_INTERNAL_LOCAL :
+	    origin == ORIGIN_OUTSIDE && word_high(config) & SERVICE_EXTERNAL_LOCAL) {
 		set = READ_ONCE(s->local_set);
 		set_flag = BACKEND_IN_LOCAL;
 	} else {

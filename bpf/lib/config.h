@@ -11,6 +11,8 @@ struct config {
 	struct addr node6;
 	struct addr overlay4; /* first address of the own pod CIDR: on the VXLAN device */
 	struct addr overlay6;
+	struct addr snat4; /* second address of the own pod CIDR: the source that others' traffic to pods gets */
+	struct addr snat6;
 	__u64 host_cookie; /* network namespace cookie of the node */
 	__u32 overlay_ifindex; /* the one flow-based VXLAN device; 0: none */
 	__u32 overlay_mtu; /* largest inner packet from its IP header on, in bytes */
@@ -21,7 +23,9 @@ struct config {
 	__u8 overlay_mac[6]; /* the VXLAN device */
 	__u8 socket_lb; /* 1: sock.c chooses backends at the system call */
 	__u8 outer_v6; /* 1: nodes talk over IPv6, the outer header is IPv6 */
-	__u8 pad[6];
+	__u8 masquerade_all; /* 1: what a Service leads to a pod always gets the node's source */
+	__u8 loopback; /* 1: NodePorts answer on the node's own loopback addresses, at the system call */
+	__u8 pad[4];
 };
 
 volatile const struct config cfg;

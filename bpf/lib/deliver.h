@@ -4,6 +4,7 @@
  * came from the overlay goes back to it. Whatever it does not know goes to the kernel's own routing. */
 #pragma once
 
+#include "device.h"
 #include "encap.h"
 #include "endpoint.h"
 #include "flow.h"
@@ -11,6 +12,9 @@
 
 #define TC_OK 0
 #define TC_SHOT 2
+
+#define DELIVER_AF_INET 2
+#define DELIVER_AF_INET6 10
 
 /* The end of every refused packet: counted under its one reason. */
 static __always_inline int drop(int reason)
@@ -109,4 +113,45 @@ static __always_inline int deliver_peer(struct __sk_buff *skb, const struct pkt 
 	if (err)
 		return err;
 	return bpf_redirect(cfg.overlay_ifindex, 0);
+}
+
+/* The node's routing, asked for a packet that came in by this device: BPF_FIB_LKUP_RET_*. */
+static __always_inline int deliver_route(struct __sk_buff *skb, const struct addr *src, const struct addr *dst, struct bpf_fib_lookup *fib)
+{
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->ifindex = skb->ifindex;
+	if (addr_is_v4(dst)) {
+		fib->family = DELIVER_AF_INET;
+		fib->ipv4_src = src->words[3];
+		fib->ipv4_dst = dst->words[3];
+	} else {
+		fib->family = DELIVER_AF_INET6;
+		__builtin_memcpy(fib->ipv6_src, src, sizeof(*src));
+		__builtin_memcpy(fib->ipv6_dst, dst, sizeof(*dst));
+	}
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
+}
+
+/* Out of the node by its routes, past the stack, which drops what comes in with a source of the node's own. The stack still gets what is
+ * for the node itself or needs more than a route. Not inlined: its buffers are not the stack's daily load. */
+static __noinline int deliver_out(struct __sk_buff *skb, const struct pkt *p)
+{
+	struct bpf_redir_neigh hop = {};
+	struct bpf_fib_lookup fib;
+
+	switch (deliver_route(skb, &p->tuple.src, &p->tuple.dst, &fib)) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		break;
+	case BPF_FIB_LKUP_RET_BLACKHOLE:
+	case BPF_FIB_LKUP_RET_UNREACHABLE:
+	case BPF_FIB_LKUP_RET_PROHIBIT:
+		return -DROP_NO_ROUTE;
+	default:
+		count(COUNT_TO_STACK);
+		return TC_OK;
+	}
+	hop.nh_family = fib.family;
+	__builtin_memcpy(hop.ipv6_nh, fib.ipv6_dst, sizeof(hop.ipv6_nh));
+	return bpf_redirect_neigh(fib.ifindex, &hop, sizeof(hop), 0);
 }

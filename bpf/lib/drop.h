@@ -56,6 +56,13 @@ enum drop_reason {
 	DROP_SOCK_NO_LOCAL, /* the same under traffic policy Local: EHOSTUNREACH */
 	DROP_SOCK_BACKEND, /* chosen backend vanished between two reads */
 	DROP_SCRATCH, /* the hook's scratch element is missing: cannot happen, the verifier asks */
+	DROP_SERVICE_SOURCE, /* client outside the load balancer's source ranges: silent */
+	DROP_SERVICE_UNALLOCATED, /* an address of the service CIDRs that no Service has: silent */
+	DROP_NO_ROUTE, /* deliver.h: no route to the destination */
+	DROP_BACKEND_GONE, /* deliver.h: the pod of the flow is gone: answered by RST or unreachable */
+	DROP_SOCK_SOURCE, /* sock.c: connect or sendmsg from outside the load balancer's source ranges: EHOSTUNREACH */
+	DROP_BIND, /* sock.c: bind to a port that the node serves as a NodePort or host port: EADDRINUSE */
+	DROP_ICMP_ERROR, /* an ICMP error about a translated packet could not be translated */
 	DROP_REASON_MAX,
 };
 
@@ -69,6 +76,8 @@ enum counter {
 	COUNT_TO_STACK, /* handed to the kernel's own routing */
 	COUNT_SOCK_TRANSLATED,
 	COUNT_SOCK_STORAGE, /* per-socket storage could not be made: left to the packet path */
+	COUNT_SNAT, /* flows that got another source */
+	COUNT_NET_SERVED, /* flows that came in by a device of the node and were led to a backend */
 	COUNTER_MAX,
 };
 

@@ -97,6 +97,15 @@ static __always_inline bool endpoint_has(const struct endpoint *ep, const struct
 	return addr_equal(&ep->addr4, addr) || addr_equal(&ep->addr6, addr);
 }
 
+/* Is it still that pod? */
+static __always_inline bool endpoint_current(const struct target *t)
+{
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &t->id);
+	__u64 word = ep ? READ_ONCE(ep->word) : 0;
+
+	return word >> 32 == t->incarnation && (word & ENDPOINT_LIVE);
+}
+
 /* Copies where the pod is reached, if the element still is that pod. */
 static __always_inline bool endpoint_read(const struct target *t, __u32 *ifindex, __u8 mac[6])
 {

@@ -55,6 +55,7 @@ enum flow_bit {
 /* Facts that never change, in flow.flags. Callers may use the other bits. */
 enum flow_flag {
 	FLOW_TRANSLATED = 1, /* xlat differs from orig; set by flow_create */
+	FLOW_HOST_PORT = 2, /* led to a pod by a host port: ends with the pod */
 };
 
 /* Where a flow stands. SCTP is treated like TCP, its chunks mapped to TCP's flags by the parser. */
@@ -112,7 +113,8 @@ struct flow {
 	struct tuple xlat; /* forward packet after translation; orig when nothing is translated */
 	struct target fwd; /* toward the destination */
 	struct target rev; /* toward the source */
-	__u64 reserved;
+	__u32 epoch; /* frontend_epoch when made, or when last found to be no Service's */
+	__u32 reserved;
 
 	__u32 service; /* 0: none */
 	__u32 service_incarnation;
@@ -137,7 +139,7 @@ struct flow_new {
 	__u32 service_incarnation;
 	__u32 backend;
 	__u32 backend_incarnation;
-	__u32 pad2;
+	__u32 epoch;
 };
 
 /* A record as a packet meets it. Lives on the stack of one program run; do not store it. */
@@ -421,6 +423,7 @@ STAGE int flow_write(const struct flow_new *n, __u32 stamp)
 	}
 	f->fwd = n->fwd;
 	f->rev = n->rev;
+	f->epoch = n->epoch;
 	f->service = n->service;
 	f->service_incarnation = n->service_incarnation;
 	f->backend = n->backend;

@@ -10,6 +10,7 @@
 #define ICMP_QUOTE_MAX 64 /* bytes of the offending packet that an answer carries: an IPv6 header, its ports and sequence number */
 
 struct icmp_answer {
+	struct addr from; /* ::: the node, as its pods know it */
 	__u8 type4, code4;
 	__u8 type6, code6;
 	__u32 mtu; /* bytes; 0 unless too big */
@@ -74,7 +75,9 @@ static __always_inline int icmp_build4(struct __sk_buff *skb, const struct pkt *
 		.type = a->type4, .code = a->code4, .rest = bpf_htonl(a->mtu),
 	};
 
-	h.ip.src = cfg.overlay4.words[3] ? cfg.overlay4.words[3] : cfg.node4.words[3];
+	h.ip.src = a->from.words[3];
+	if (!h.ip.src)
+		h.ip.src = cfg.overlay4.words[3] ? cfg.overlay4.words[3] : cfg.node4.words[3];
 	h.ip.total_length = bpf_htons(sizeof(h) + n);
 	h.ip.checksum = icmp_fold(bpf_csum_diff(0, 0, (__be32 *)&h.ip, sizeof(h.ip), 0));
 	h.checksum = icmp_fold(bpf_csum_diff(0, 0, (__be32 *)quote, n, bpf_csum_diff(0, 0, (__be32 *)&h.type, 8, 0)));
@@ -92,10 +95,10 @@ static __always_inline int icmp_build6(struct __sk_buff *skb, const struct pkt *
 		.type = a->type6, .code = a->code6, .rest = bpf_htonl(a->mtu),
 	};
 	__be32 pseudo[2] = { bpf_htonl(8 + n), bpf_htonl(PROTO_ICMPV6) };
+	struct addr from = addr_is_zero(&a->from) ? config_addr(&cfg.overlay6) : a->from;
 	__s64 sum;
 
-	for (int i = 0; i < 16; i++)
-		h.ip.src[i] = cfg.overlay6.bytes[i];
+	__builtin_memcpy(h.ip.src, &from, 16);
 	__builtin_memcpy(h.ip.dst, &p->tuple.src, 16);
 	h.ip.payload_length = bpf_htons(8 + n);
 	sum = bpf_csum_diff(0, 0, (__be32 *)h.ip.src, 32, 0);

@@ -11,6 +11,7 @@ enum id_kind {
 	ID_BACKEND,
 	ID_PEER,
 	ID_ENDPOINT,
+	ID_SOURCE_RANGE,
 	ID_KIND_MAX,
 };
 

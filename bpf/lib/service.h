@@ -67,6 +67,31 @@ struct backend {
 	__u8 pad[5];
 };
 
+/* Addresses of this node. */
+enum node_address_flag {
+	NODE_ADDRESS_LOCAL = 1, /* of any device here: host ports answer on it */
+	NODE_ADDRESS_NODE_PORT = 2, /* NodePorts answer on it */
+};
+
+/* Where a host port leads, in one word. */
+struct host_port {
+	__u32 incarnation; /* of the endpoint */
+	__u16 endpoint; /* id */
+	__be16 port; /* of the container */
+};
+
+/* Prefixes in the 128-bit form: an IPv4 /24 has a length of 96 + 24. */
+struct service_cidr {
+	__u32 prefixlen; /* bits of bytes */
+	__u8 bytes[16];
+};
+
+struct source_range {
+	__u32 prefixlen; /* 32 for the set + bits of bytes */
+	__u32 set; /* from service.identity */
+	__u8 bytes[16];
+};
+
 struct affinity_key {
 	struct addr client;
 	__u32 service;
@@ -127,3 +152,46 @@ struct {
 	__type(key, struct addr);
 	__type(value, __u32); /* number of services that have it */
 } cluster_ips SEC(".maps") KEEP;
+
+/* Every address of the node's own devices. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct addr);
+	__type(value, __u32); /* enum node_address_flag */
+} node_addresses SEC(".maps") KEEP;
+
+/* Clients that may use a load balancer's addresses. A set is interned and never changes: a service flips to another one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct source_range);
+	__type(value, __u32); /* the set, as in the key: a reader holds a pointer whose element may already be another key's */
+} source_ranges SEC(".maps") KEEP;
+
+/* Where ClusterIPs come from: what no Service has of them is dropped. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 256);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct service_cidr);
+	__type(value, __u32); /* 1 */
+} service_cidrs SEC(".maps") KEEP;
+
+/* Host ports of this node's pods, written with the pod by ADD and DEL. The address is 0.0.0.0 or :: for all addresses of the node. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct frontend_key);
+	__type(value, struct host_port);
+} host_ports SEC(".maps") KEEP;
+
+/* Raised after a frontend was added: flows that began before look again whether they are one's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64); /* number of additions */
+} frontend_epoch SEC(".maps") KEEP;

@@ -24,7 +24,7 @@ struct sock_pair {
 	struct addr backend;
 	__be16 frontend_port;
 	__be16 backend_port;
-	__u32 service;
+	__u32 service; /* 0: a host port, whose backend is an endpoint */
 	__u32 backend_id; /* 0: no pair */
 	__u32 backend_incarnation;
 	__u32 used; /* sock_pairs.clock when last sent to */
@@ -149,7 +149,11 @@ static __always_inline bool sock_pair_got(const struct sock_pair *p, const struc
 
 static __always_inline bool sock_pair_serves(const struct sock_pair *p)
 {
-	return p->backend_id && backend_current(p->backend_id, p->backend_incarnation, BACKEND_SERVING);
+	struct target pod = { .id = p->backend_id, .incarnation = p->backend_incarnation };
+
+	if (!p->backend_id)
+		return false;
+	return p->service ? backend_current(pod.id, pod.incarnation, BACKEND_SERVING) : endpoint_current(&pod);
 }
 
 /* Copies the socket's pair with this end. Found at one place before and after the copy means that the element was not another key's
@@ -177,22 +181,77 @@ static __always_inline void sock_overflow_put(__u64 cookie, const struct sock_pa
 	bpf_map_update_elem(&sock_overflow, &key, &o, BPF_ANY);
 }
 
+static __always_inline enum origin sock_origin(struct bpf_sock_addr *ctx)
+{
+	return bpf_get_netns_cookie(ctx) == cfg.host_cookie ? ORIGIN_NODE : ORIGIN_POD;
+}
+
+static __always_inline bool sock_loopback(const struct addr *a)
+{
+	if (addr_is_v4(a))
+		return (a->words[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return !a->halves[0] && !a->words[2] && a->words[3] == bpf_htonl(1);
+}
+
+/* What answers on the destination (enum node_address_flag). Loopback is the node's own only for the node: a pod's is the pod's. */
+static __always_inline __u32 sock_answers(struct bpf_sock_addr *ctx, const struct addr *dst)
+{
+	if (!sock_loopback(dst))
+		return node_address(dst);
+	if (bpf_get_netns_cookie(ctx) != cfg.host_cookie)
+		return 0;
+	return cfg.loopback ? NODE_ADDRESS_LOCAL | NODE_ADDRESS_NODE_PORT : NODE_ADDRESS_LOCAL;
+}
+
+/* The pod behind a host port, as a choice without service. */
+static __always_inline bool sock_host_port(const struct addr *dst, __be16 port, __u8 proto, struct choice *c)
+{
+	struct host_port to = {};
+	struct target t = {};
+	struct endpoint *ep;
+
+	if (!host_port_find(dst, port, proto, &to))
+		return false;
+	t.id = to.endpoint;
+	t.incarnation = to.incarnation;
+	ep = bpf_map_lookup_elem(&endpoints, &t.id);
+	if (!ep)
+		return false;
+	c->addr = addr_is_v4(dst) ? ep->addr4 : ep->addr6;
+	c->port = to.port;
+	c->backend = t.id;
+	c->backend_incarnation = t.incarnation;
+	return endpoint_current(&t) && !addr_is_zero(&c->addr);
+}
+
+/* What serves the destination: 1 and f for a Service, whose backend is still to be chosen; 2 and c for a host port; 0: nothing. */
+static __always_inline int sock_find(struct bpf_sock_addr *ctx, const struct addr *dst, __be16 port, struct frontend *f, struct choice *c)
+{
+	__u32 answers = sock_answers(ctx, dst);
+
+	if (frontend_find(dst, port, ctx->protocol, answers, f))
+		return service_flags(f->service) & SERVICE_SOCKET_OFF ? 0 : 1;
+	return answers & NODE_ADDRESS_LOCAL && sock_host_port(dst, port, ctx->protocol, c) ? 2 : 0;
+}
+
 /* connect: one pair, in place of the one of an earlier connect. 1: *dst and *port are the backend's; 0: not ours; or -enum
  * drop_reason of service_choose. */
 static __always_inline int sock_connect(struct bpf_sock_addr *ctx, struct addr *dst, __be16 *port)
 {
 	struct sock_peer *peer;
 	struct choice c = {};
-	struct frontend f;
+	struct frontend f = {};
 	struct addr client;
-	int err = 0;
+	int kind, err = 0;
 
-	if (!frontend_find(dst, *port, ctx->protocol, &f) || (service_flags(f.service) & SERVICE_SOCKET_OFF) ||
-	    !sock_client(ctx, addr_is_v4(dst), &client))
+	kind = sock_find(ctx, dst, *port, &f, &c);
+	if (!kind || !sock_client(ctx, addr_is_v4(dst), &client))
 		goto leave;
-	err = service_choose(&f, &client, &c);
-	if (err)
-		goto leave;
+	if (kind == 1) {
+		err = service_choose(&f, &client, sock_origin(ctx), &c);
+		if (err)
+			goto leave;
+	}
 	peer = bpf_sk_storage_get(&sock_peers, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!peer) {
 		count(COUNT_SOCK_STORAGE);
@@ -214,13 +273,13 @@ static __always_inline int sock_send(struct bpf_sock_addr *ctx, struct addr *dst
 	struct sock_pair made, old;
 	struct sock_pairs *s;
 	struct choice c = {};
-	struct frontend f;
+	struct frontend f = {};
 	struct addr client;
-	int i, err, at = -1;
+	int i, kind, err, at = -1;
 	__u64 cookie;
 
-	if (!frontend_find(dst, *port, ctx->protocol, &f) || (service_flags(f.service) & SERVICE_SOCKET_OFF) ||
-	    !sock_client(ctx, addr_is_v4(dst), &client))
+	kind = sock_find(ctx, dst, *port, &f, &c);
+	if (!kind || !sock_client(ctx, addr_is_v4(dst), &client))
 		return 0;
 	s = bpf_sk_storage_get(&sock_pairs, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s) {
@@ -253,9 +312,11 @@ static __always_inline int sock_send(struct bpf_sock_addr *ctx, struct addr *dst
 		*port = old.backend_port;
 		return 1;
 	}
-	err = service_choose(&f, &client, &c);
-	if (err)
-		return err;
+	if (kind == 1) {
+		err = service_choose(&f, &client, sock_origin(ctx), &c);
+		if (err)
+			return err;
+	}
 	sock_pair_make(&made, dst, *port, &c);
 	made.used = ++s->clock;
 	for (i = 0; i < SOCK_PAIRS && at < 0; i++)
@@ -331,4 +392,21 @@ static __always_inline bool sock_received(struct bpf_sock_addr *ctx, struct addr
 	*src = s->pair[at].frontend;
 	*port = s->pair[at].frontend_port;
 	return true;
+}
+
+/* bind: would the node's socket never see what comes for its port, because a NodePort or a host port has it? */
+static __always_inline bool sock_taken(struct bpf_sock_addr *ctx, const struct addr *addr, __be16 port)
+{
+	struct host_port to = {};
+	struct addr any = addr_any(addr_is_v4(addr));
+	bool wildcard = addr_equal(addr, &any);
+	struct frontend f;
+	__u32 answers;
+
+	if (!port || bpf_get_netns_cookie(ctx) != cfg.host_cookie)
+		return false;
+	answers = wildcard ? NODE_ADDRESS_LOCAL | NODE_ADDRESS_NODE_PORT : sock_answers(ctx, addr);
+	if (answers & NODE_ADDRESS_NODE_PORT && frontend_at(&any, port, ctx->protocol, &f))
+		return true;
+	return answers & NODE_ADDRESS_LOCAL && host_port_find(addr, port, ctx->protocol, &to);
 }

@@ -81,6 +81,8 @@ func sockPrograms() []struct {
 		{"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg},
 		{"connect4", ebpf.AttachCGroupInet4Connect},
 		{"connect6", ebpf.AttachCGroupInet6Connect},
+		{"bind4", ebpf.AttachCGroupInet4Bind},
+		{"bind6", ebpf.AttachCGroupInet6Bind},
 	}
 }
 
@@ -113,45 +115,63 @@ func (o *Objects) AttachSock(cgroup string) error {
 // AttachOverlay attaches from_overlay and to_overlay to the VXLAN device, in place where pinned links are on that device already. Other
 // programs on the device are left alone. ErrNoTCX where the kernel has no tcx.
 func (o *Objects) AttachOverlay(ifindex int) error {
-	for _, s := range []struct {
-		name string
-		hook ebpf.AttachType
-	}{{"from_overlay", ebpf.AttachTCXIngress}, {"to_overlay", ebpf.AttachTCXEgress}} {
-		p, err := o.program(s.name)
-		if err != nil {
-			return fmt.Errorf("attach overlay programs to device %d: %w", ifindex, err)
-		}
-		// A link's info names its device by an index that other namespaces have as well: what runs on the device here decides.
-		on, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: s.hook})
-		if err != nil && !errors.Is(err, ebpf.ErrNotSupported) && !errors.Is(err, syscall.EINVAL) { // no such hook: AttachTCX says it by name
-			return fmt.Errorf("attach overlay programs to device %d: %w", ifindex, err)
-		}
-		here := func(i *link.Info) bool {
-			return on != nil && slices.ContainsFunc(on.Programs, func(p link.AttachedProgram) bool {
-				id, ok := p.LinkID()
-				return ok && id == i.ID
-			})
-		}
-		err = o.attach(s.name, p, here, func() (link.Link, error) {
-			return link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: p, Attach: s.hook})
-		})
-		if errors.Is(err, ebpf.ErrNotSupported) {
-			err = fmt.Errorf("%w: %w", ErrNoTCX, err)
-		}
-		if err != nil {
-			return fmt.Errorf("attach overlay programs to device %d: %w", ifindex, err)
-		}
+	err := o.attachTCX("from_overlay", "from_overlay", ifindex, ebpf.AttachTCXIngress)
+	if err == nil {
+		err = o.attachTCX("to_overlay", "to_overlay", ifindex, ebpf.AttachTCXEgress)
+	}
+	if err != nil {
+		return fmt.Errorf("attach overlay programs to device %d: %w", ifindex, err)
 	}
 	return nil
 }
+
+// attachTCX makes the pinned link run a program on a device of the calling thread's network namespace. ErrNoTCX where the kernel has no tcx.
+func (o *Objects) attachTCX(name, program string, ifindex int, hook ebpf.AttachType) error {
+	p, err := o.program(program)
+	if err != nil {
+		return err
+	}
+	on, err := linksOn(ifindex, hook)
+	if err != nil {
+		return err
+	}
+	err = o.attach(name, p, func(i *link.Info) bool { return slices.Contains(on, i.ID) }, func() (link.Link, error) {
+		return link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: p, Attach: hook})
+	})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		err = fmt.Errorf("%w: %w", ErrNoTCX, err)
+	}
+	return err
+}
+
+// linksOn returns the ids of the tcx links of a device; none where the kernel has no tcx. A link's info names its device by an index that
+// other namespaces have as well: what runs on the device in the calling thread's namespace decides.
+func linksOn(ifindex int, hook ebpf.AttachType) (ids []link.ID, err error) {
+	on, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: hook})
+	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, syscall.EINVAL) { // no such hook: AttachTCX says it by name
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range on.Programs {
+		if id, ok := p.LinkID(); ok {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// aside ends the name of a link's pin until it is renamed; bpffs refuses names with a dot.
+const aside = "-new"
 
 // attach makes the pinned link of a name run a program. A pinned link that is where it should be (here) is updated: its id stays. One
 // that is elsewhere, or whose target is gone, is replaced: the new link is pinned aside and renamed over it, so that at every moment
 // the pin is one or the other, and a killed agent leaves at most a pin aside that the next one overwrites.
 func (o *Objects) attach(name string, p *ebpf.Program, here func(*link.Info) bool, make func() (link.Link, error)) error {
 	path := filepath.Join(o.dir, linksDir, name)
-	aside := path + "-new" // bpffs refuses names with a dot
-	if err := os.Remove(aside); err != nil && !errors.Is(err, os.ErrNotExist) {
+	beside := path + aside
+	if err := os.Remove(beside); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("attach %s: %w", name, err)
 	}
 	old, err := link.LoadPinnedLink(path, nil)
@@ -178,10 +198,10 @@ func (o *Objects) attach(name string, p *ebpf.Program, here func(*link.Info) boo
 		return fmt.Errorf("attach %s: %w", name, err)
 	}
 	defer func() { _ = fresh.Close() }() // the pin holds the link
-	if err := fresh.Pin(aside); err != nil {
-		return fmt.Errorf("attach %s: pin at %s: %w", name, aside, err)
+	if err := fresh.Pin(beside); err != nil {
+		return fmt.Errorf("attach %s: pin at %s: %w", name, beside, err)
 	}
-	if err := os.Rename(aside, path); err != nil {
+	if err := os.Rename(beside, path); err != nil {
 		return fmt.Errorf("attach %s: %w", name, err)
 	}
 	o.log.Info("link made", "link", name)
@@ -196,7 +216,7 @@ func (o *Objects) Links() ([]Link, error) {
 	}
 	var all []Link
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), "-new") {
+		if strings.HasSuffix(e.Name(), aside) {
 			continue
 		}
 		l, err := link.LoadPinnedLink(filepath.Join(o.dir, linksDir, e.Name()), nil)

@@ -16,11 +16,12 @@ type IDKind = LayoutIdKind
 
 // The kinds.
 const (
-	IDService  = LayoutIdKindID_SERVICE
-	IDBackend  = LayoutIdKindID_BACKEND
-	IDPeer     = LayoutIdKindID_PEER
-	IDEndpoint = LayoutIdKindID_ENDPOINT
-	idKinds    = LayoutIdKindID_KIND_MAX
+	IDService     = LayoutIdKindID_SERVICE
+	IDBackend     = LayoutIdKindID_BACKEND
+	IDPeer        = LayoutIdKindID_PEER
+	IDEndpoint    = LayoutIdKindID_ENDPOINT
+	IDSourceRange = LayoutIdKindID_SOURCE_RANGE
+	idKinds       = LayoutIdKindID_KIND_MAX
 )
 
 // ID names one thing for good: the same id with another incarnation is another thing.
@@ -225,6 +226,8 @@ func kindName(kind IDKind) string {
 		return "peer"
 	case IDEndpoint:
 		return "endpoint"
+	case IDSourceRange:
+		return "source range set"
 	}
 	return fmt.Sprintf("kind %d", uint32(kind))
 }

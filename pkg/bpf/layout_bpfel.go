@@ -76,6 +76,14 @@ type LayoutConfig struct {
 		_     structs.HostLayout
 		Bytes [16]uint8
 	}
+	Snat4 struct {
+		_     structs.HostLayout
+		Bytes [16]uint8
+	}
+	Snat6 struct {
+		_     structs.HostLayout
+		Bytes [16]uint8
+	}
 	HostCookie     uint64
 	OverlayIfindex uint32
 	OverlayMtu     uint32
@@ -86,7 +94,9 @@ type LayoutConfig struct {
 	OverlayMac     [6]uint8
 	SocketLb       uint8
 	OuterV6        uint8
-	Pad            [6]uint8
+	MasqueradeAll  uint8
+	Loopback       uint8
+	Pad            [4]uint8
 }
 
 type LayoutCounter uint32
@@ -100,53 +110,68 @@ const (
 	LayoutCounterCOUNT_TO_STACK        LayoutCounter = 5
 	LayoutCounterCOUNT_SOCK_TRANSLATED LayoutCounter = 6
 	LayoutCounterCOUNT_SOCK_STORAGE    LayoutCounter = 7
-	LayoutCounterCOUNTER_MAX           LayoutCounter = 8
+	LayoutCounterCOUNT_SNAT            LayoutCounter = 8
+	LayoutCounterCOUNT_NET_SERVED      LayoutCounter = 9
+	LayoutCounterCOUNTER_MAX           LayoutCounter = 10
 )
+
+type LayoutDeviceAddrs struct {
+	_     structs.HostLayout
+	Addr4 LayoutAddr
+	Addr6 LayoutAddr
+}
 
 type LayoutDropReason uint32
 
 const (
-	LayoutDropReasonDROP_NONE               LayoutDropReason = 0
-	LayoutDropReasonDROP_ETHERNET_SHORT     LayoutDropReason = 1
-	LayoutDropReasonDROP_IPV4SHORT          LayoutDropReason = 2
-	LayoutDropReasonDROP_IPV4HEADER         LayoutDropReason = 3
-	LayoutDropReasonDROP_IPV6SHORT          LayoutDropReason = 4
-	LayoutDropReasonDROP_IPV6EXTENSION      LayoutDropReason = 5
-	LayoutDropReasonDROP_IPV6MAPPED         LayoutDropReason = 6
-	LayoutDropReasonDROP_PORTS_SHORT        LayoutDropReason = 7
-	LayoutDropReasonDROP_ENDPOINT_UNKNOWN   LayoutDropReason = 8
-	LayoutDropReasonDROP_SPOOFED_MAC        LayoutDropReason = 9
-	LayoutDropReasonDROP_SPOOFED_ADDRESS    LayoutDropReason = 10
-	LayoutDropReasonDROP_TO_POD_UNKNOWN     LayoutDropReason = 11
-	LayoutDropReasonDROP_TO_POD_ADDRESS     LayoutDropReason = 12
-	LayoutDropReasonDROP_SERVICE_REFUSED    LayoutDropReason = 13
-	LayoutDropReasonDROP_SERVICE_NO_LOCAL   LayoutDropReason = 14
-	LayoutDropReasonDROP_SERVICE_PORT       LayoutDropReason = 15
-	LayoutDropReasonDROP_SERVICE_BACKEND    LayoutDropReason = 16
-	LayoutDropReasonDROP_SERVICE_FRAGMENT   LayoutDropReason = 17
-	LayoutDropReasonDROP_FLOW_FULL          LayoutDropReason = 18
-	LayoutDropReasonDROP_FLOW_BUCKETS       LayoutDropReason = 19
-	LayoutDropReasonDROP_FLOW_PORTS         LayoutDropReason = 20
-	LayoutDropReasonDROP_FLOW_RACE          LayoutDropReason = 21
-	LayoutDropReasonDROP_REWRITE            LayoutDropReason = 22
-	LayoutDropReasonDROP_CHECKSUM           LayoutDropReason = 23
-	LayoutDropReasonDROP_SCTP_PORT          LayoutDropReason = 24
-	LayoutDropReasonDROP_PEER_UNKNOWN       LayoutDropReason = 25
-	LayoutDropReasonDROP_TUNNEL_KEY         LayoutDropReason = 26
-	LayoutDropReasonDROP_OVERLAY_KEY        LayoutDropReason = 27
-	LayoutDropReasonDROP_OVERLAY_VNI        LayoutDropReason = 28
-	LayoutDropReasonDROP_OVERLAY_SOURCE     LayoutDropReason = 29
-	LayoutDropReasonDROP_OVERLAY_INNER      LayoutDropReason = 30
-	LayoutDropReasonDROP_OVERLAY_NO_POD     LayoutDropReason = 31
-	LayoutDropReasonDROP_OVERLAY_LINK_SCOPE LayoutDropReason = 32
-	LayoutDropReasonDROP_OVERLAY_NOT_IP     LayoutDropReason = 33
-	LayoutDropReasonDROP_TOO_BIG            LayoutDropReason = 34
-	LayoutDropReasonDROP_ICMP_ANSWER        LayoutDropReason = 35
-	LayoutDropReasonDROP_SOCK_REFUSED       LayoutDropReason = 36
-	LayoutDropReasonDROP_SOCK_NO_LOCAL      LayoutDropReason = 37
-	LayoutDropReasonDROP_SOCK_BACKEND       LayoutDropReason = 38
-	LayoutDropReasonDROP_SCRATCH            LayoutDropReason = 39
-	LayoutDropReasonDROP_REASON_MAX         LayoutDropReason = 40
+	LayoutDropReasonDROP_NONE                LayoutDropReason = 0
+	LayoutDropReasonDROP_ETHERNET_SHORT      LayoutDropReason = 1
+	LayoutDropReasonDROP_IPV4SHORT           LayoutDropReason = 2
+	LayoutDropReasonDROP_IPV4HEADER          LayoutDropReason = 3
+	LayoutDropReasonDROP_IPV6SHORT           LayoutDropReason = 4
+	LayoutDropReasonDROP_IPV6EXTENSION       LayoutDropReason = 5
+	LayoutDropReasonDROP_IPV6MAPPED          LayoutDropReason = 6
+	LayoutDropReasonDROP_PORTS_SHORT         LayoutDropReason = 7
+	LayoutDropReasonDROP_ENDPOINT_UNKNOWN    LayoutDropReason = 8
+	LayoutDropReasonDROP_SPOOFED_MAC         LayoutDropReason = 9
+	LayoutDropReasonDROP_SPOOFED_ADDRESS     LayoutDropReason = 10
+	LayoutDropReasonDROP_TO_POD_UNKNOWN      LayoutDropReason = 11
+	LayoutDropReasonDROP_TO_POD_ADDRESS      LayoutDropReason = 12
+	LayoutDropReasonDROP_SERVICE_REFUSED     LayoutDropReason = 13
+	LayoutDropReasonDROP_SERVICE_NO_LOCAL    LayoutDropReason = 14
+	LayoutDropReasonDROP_SERVICE_PORT        LayoutDropReason = 15
+	LayoutDropReasonDROP_SERVICE_BACKEND     LayoutDropReason = 16
+	LayoutDropReasonDROP_SERVICE_FRAGMENT    LayoutDropReason = 17
+	LayoutDropReasonDROP_FLOW_FULL           LayoutDropReason = 18
+	LayoutDropReasonDROP_FLOW_BUCKETS        LayoutDropReason = 19
+	LayoutDropReasonDROP_FLOW_PORTS          LayoutDropReason = 20
+	LayoutDropReasonDROP_FLOW_RACE           LayoutDropReason = 21
+	LayoutDropReasonDROP_REWRITE             LayoutDropReason = 22
+	LayoutDropReasonDROP_CHECKSUM            LayoutDropReason = 23
+	LayoutDropReasonDROP_SCTP_PORT           LayoutDropReason = 24
+	LayoutDropReasonDROP_PEER_UNKNOWN        LayoutDropReason = 25
+	LayoutDropReasonDROP_TUNNEL_KEY          LayoutDropReason = 26
+	LayoutDropReasonDROP_OVERLAY_KEY         LayoutDropReason = 27
+	LayoutDropReasonDROP_OVERLAY_VNI         LayoutDropReason = 28
+	LayoutDropReasonDROP_OVERLAY_SOURCE      LayoutDropReason = 29
+	LayoutDropReasonDROP_OVERLAY_INNER       LayoutDropReason = 30
+	LayoutDropReasonDROP_OVERLAY_NO_POD      LayoutDropReason = 31
+	LayoutDropReasonDROP_OVERLAY_LINK_SCOPE  LayoutDropReason = 32
+	LayoutDropReasonDROP_OVERLAY_NOT_IP      LayoutDropReason = 33
+	LayoutDropReasonDROP_TOO_BIG             LayoutDropReason = 34
+	LayoutDropReasonDROP_ICMP_ANSWER         LayoutDropReason = 35
+	LayoutDropReasonDROP_SOCK_REFUSED        LayoutDropReason = 36
+	LayoutDropReasonDROP_SOCK_NO_LOCAL       LayoutDropReason = 37
+	LayoutDropReasonDROP_SOCK_BACKEND        LayoutDropReason = 38
+	LayoutDropReasonDROP_SCRATCH             LayoutDropReason = 39
+	LayoutDropReasonDROP_SERVICE_SOURCE      LayoutDropReason = 40
+	LayoutDropReasonDROP_SERVICE_UNALLOCATED LayoutDropReason = 41
+	LayoutDropReasonDROP_NO_ROUTE            LayoutDropReason = 42
+	LayoutDropReasonDROP_BACKEND_GONE        LayoutDropReason = 43
+	LayoutDropReasonDROP_SOCK_SOURCE         LayoutDropReason = 44
+	LayoutDropReasonDROP_BIND                LayoutDropReason = 45
+	LayoutDropReasonDROP_ICMP_ERROR          LayoutDropReason = 46
+	LayoutDropReasonDROP_REASON_MAX          LayoutDropReason = 47
 )
 
 type LayoutEndpoint struct {
@@ -180,7 +205,8 @@ type LayoutFlow struct {
 	Xlat               LayoutTuple
 	Fwd                LayoutTarget
 	Rev                LayoutTarget
-	Reserved           uint64
+	Epoch              uint32
+	Reserved           uint32
 	Service            uint32
 	ServiceIncarnation uint32
 	Backend            uint32
@@ -212,6 +238,7 @@ type LayoutFlowFlag uint32
 
 const (
 	LayoutFlowFlagFLOW_TRANSLATED LayoutFlowFlag = 1
+	LayoutFlowFlagFLOW_HOST_PORT  LayoutFlowFlag = 2
 )
 
 type LayoutFlowPhase uint32
@@ -302,6 +329,13 @@ type LayoutFrontendKey struct {
 	Pad   [5]uint8
 }
 
+type LayoutHostPort struct {
+	_           structs.HostLayout
+	Incarnation uint32
+	Endpoint    uint16
+	Port        uint16
+}
+
 type LayoutId struct {
 	_           structs.HostLayout
 	Id          uint32
@@ -318,17 +352,25 @@ type LayoutIdKey struct {
 type LayoutIdKind uint32
 
 const (
-	LayoutIdKindID_SERVICE  LayoutIdKind = 0
-	LayoutIdKindID_BACKEND  LayoutIdKind = 1
-	LayoutIdKindID_PEER     LayoutIdKind = 2
-	LayoutIdKindID_ENDPOINT LayoutIdKind = 3
-	LayoutIdKindID_KIND_MAX LayoutIdKind = 4
+	LayoutIdKindID_SERVICE      LayoutIdKind = 0
+	LayoutIdKindID_BACKEND      LayoutIdKind = 1
+	LayoutIdKindID_PEER         LayoutIdKind = 2
+	LayoutIdKindID_ENDPOINT     LayoutIdKind = 3
+	LayoutIdKindID_SOURCE_RANGE LayoutIdKind = 4
+	LayoutIdKindID_KIND_MAX     LayoutIdKind = 5
 )
 
 type LayoutLayoutName struct {
 	_     structs.HostLayout
 	Bytes [16]uint8
 }
+
+type LayoutNodeAddressFlag uint32
+
+const (
+	LayoutNodeAddressFlagNODE_ADDRESS_LOCAL     LayoutNodeAddressFlag = 1
+	LayoutNodeAddressFlagNODE_ADDRESS_NODE_PORT LayoutNodeAddressFlag = 2
+)
 
 type LayoutPeer struct {
 	_        structs.HostLayout
@@ -358,6 +400,12 @@ type LayoutService struct {
 	LocalSet   uint64
 	Config     uint64
 	Identity   uint64
+}
+
+type LayoutServiceCidr struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Bytes     [16]uint8
 }
 
 type LayoutServiceFlag uint32
@@ -437,6 +485,13 @@ type LayoutSockPeer struct {
 	Reserved [2]uint32
 }
 
+type LayoutSourceRange struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Set       uint32
+	Bytes     [16]uint8
+}
+
 type LayoutStaleSocket struct {
 	_          structs.HostLayout
 	Local      LayoutAddr
@@ -496,6 +551,7 @@ const (
 	LayoutTargetKindTARGET_STACK    LayoutTargetKind = 0
 	LayoutTargetKindTARGET_ENDPOINT LayoutTargetKind = 1
 	LayoutTargetKindTARGET_PEER     LayoutTargetKind = 2
+	LayoutTargetKindTARGET_OUT      LayoutTargetKind = 3
 )
 
 type LayoutTuple struct {
@@ -525,18 +581,24 @@ const (
 	LayoutMapFlowHints     = "flow_hints"
 	LayoutMapFlowSlots     = "flow_slots"
 	LayoutMapFragments     = "fragments"
+	LayoutMapFrontendEpoch = "frontend_epoch"
 	LayoutMapFrontends     = "frontends"
+	LayoutMapHostPorts     = "host_ports"
 	LayoutMapIds           = "ids"
 	LayoutMapIncarnations  = "incarnations"
 	LayoutMapLayouts       = "layouts"
+	LayoutMapNetDevices    = "net_devices"
+	LayoutMapNodeAddresses = "node_addresses"
 	LayoutMapPeerCidrs     = "peer_cidrs"
 	LayoutMapPeerNodes     = "peer_nodes"
 	LayoutMapPeers         = "peers"
+	LayoutMapServiceCidrs  = "service_cidrs"
 	LayoutMapServices      = "services"
 	LayoutMapSlots         = "slots"
 	LayoutMapSockOverflow  = "sock_overflow"
 	LayoutMapSockPairs     = "sock_pairs"
 	LayoutMapSockPeers     = "sock_peers"
+	LayoutMapSourceRanges  = "source_ranges"
 	LayoutMapSweepTimer    = "sweep_timer"
 	LayoutVarCfg           = "cfg"
 	LayoutVarVocabulary    = "vocabulary"
@@ -603,18 +665,24 @@ type LayoutMapSpecs struct {
 	FlowHints     *ebpf.MapSpec `ebpf:"flow_hints"`
 	FlowSlots     *ebpf.MapSpec `ebpf:"flow_slots"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
+	FrontendEpoch *ebpf.MapSpec `ebpf:"frontend_epoch"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	HostPorts     *ebpf.MapSpec `ebpf:"host_ports"`
 	Ids           *ebpf.MapSpec `ebpf:"ids"`
 	Incarnations  *ebpf.MapSpec `ebpf:"incarnations"`
 	Layouts       *ebpf.MapSpec `ebpf:"layouts"`
+	NetDevices    *ebpf.MapSpec `ebpf:"net_devices"`
+	NodeAddresses *ebpf.MapSpec `ebpf:"node_addresses"`
 	PeerCidrs     *ebpf.MapSpec `ebpf:"peer_cidrs"`
 	PeerNodes     *ebpf.MapSpec `ebpf:"peer_nodes"`
 	Peers         *ebpf.MapSpec `ebpf:"peers"`
+	ServiceCidrs  *ebpf.MapSpec `ebpf:"service_cidrs"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	SockOverflow  *ebpf.MapSpec `ebpf:"sock_overflow"`
 	SockPairs     *ebpf.MapSpec `ebpf:"sock_pairs"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
+	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
 	SweepTimer    *ebpf.MapSpec `ebpf:"sweep_timer"`
 }
 
@@ -659,18 +727,24 @@ type LayoutMaps struct {
 	FlowHints     *ebpf.Map `ebpf:"flow_hints"`
 	FlowSlots     *ebpf.Map `ebpf:"flow_slots"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
+	FrontendEpoch *ebpf.Map `ebpf:"frontend_epoch"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
+	HostPorts     *ebpf.Map `ebpf:"host_ports"`
 	Ids           *ebpf.Map `ebpf:"ids"`
 	Incarnations  *ebpf.Map `ebpf:"incarnations"`
 	Layouts       *ebpf.Map `ebpf:"layouts"`
+	NetDevices    *ebpf.Map `ebpf:"net_devices"`
+	NodeAddresses *ebpf.Map `ebpf:"node_addresses"`
 	PeerCidrs     *ebpf.Map `ebpf:"peer_cidrs"`
 	PeerNodes     *ebpf.Map `ebpf:"peer_nodes"`
 	Peers         *ebpf.Map `ebpf:"peers"`
+	ServiceCidrs  *ebpf.Map `ebpf:"service_cidrs"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	SockOverflow  *ebpf.Map `ebpf:"sock_overflow"`
 	SockPairs     *ebpf.Map `ebpf:"sock_pairs"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
+	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
 	SweepTimer    *ebpf.Map `ebpf:"sweep_timer"`
 }
 
@@ -689,18 +763,24 @@ func (m *LayoutMaps) Close() error {
 		m.FlowHints,
 		m.FlowSlots,
 		m.Fragments,
+		m.FrontendEpoch,
 		m.Frontends,
+		m.HostPorts,
 		m.Ids,
 		m.Incarnations,
 		m.Layouts,
+		m.NetDevices,
+		m.NodeAddresses,
 		m.PeerCidrs,
 		m.PeerNodes,
 		m.Peers,
+		m.ServiceCidrs,
 		m.Services,
 		m.Slots,
 		m.SockOverflow,
 		m.SockPairs,
 		m.SockPeers,
+		m.SourceRanges,
 		m.SweepTimer,
 	)
 }

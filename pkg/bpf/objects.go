@@ -39,6 +39,9 @@ type Objects struct {
 	endpoints *Endpoints
 	peers     *Peers
 	services  *Services
+	addresses *NodeAddresses
+	hostPorts *HostPorts
+	devices   *NetDevices
 	flows     *Flows
 	ids       *IDs
 	memory    []*mapped
@@ -55,7 +58,7 @@ type object struct {
 
 // objects lists the C files with programs. Programs have one namespace over all of them.
 func objects() []object {
-	return []object{{"pod", LoadPod}, {"overlay", LoadOverlay}, {"sock", LoadSock}, {"sweep", LoadSweep}}
+	return []object{{"pod", LoadPod}, {"net", LoadNet}, {"overlay", LoadOverlay}, {"sock", LoadSock}, {"sweep", LoadSweep}}
 }
 
 // Open adopts every pinned map under Dir/maps or makes and pins it, and loads all programs with the configuration frozen into them.
@@ -202,8 +205,14 @@ func (o *Objects) tables() (err error) {
 		services:  memory(LayoutMapServices),
 		slots:     memory(LayoutMapSlots),
 		backends:  memory(LayoutMapBackends),
+		ranges:    table[LayoutSourceRange, uint32](o, LayoutMapSourceRanges),
+		cidrs:     table[LayoutServiceCidr, uint32](o, LayoutMapServiceCidrs),
+		epoch:     memory(LayoutMapFrontendEpoch),
 		grace:     o.waiter.wait,
 	}
+	o.addresses = &NodeAddresses{table: table[LayoutAddr, uint32](o, LayoutMapNodeAddresses)}
+	o.hostPorts = &HostPorts{table: table[LayoutFrontendKey, LayoutHostPort](o, LayoutMapHostPorts)}
+	o.devices = &NetDevices{table: table[uint32, LayoutDeviceAddrs](o, LayoutMapNetDevices)}
 	if err != nil {
 		return err
 	}
@@ -220,6 +229,7 @@ func (o *Objects) tables() (err error) {
 	o.ids.kinds[IDBackend].limit = o.services.BackendCapacity()
 	o.ids.kinds[IDPeer].limit = o.peers.Capacity()
 	o.ids.kinds[IDEndpoint].limit = o.endpoints.Capacity()
+	o.ids.kinds[IDSourceRange].limit = maxSourceRangeSets
 	return nil
 }
 
@@ -297,6 +307,15 @@ func (o *Objects) Peers() *Peers { return o.peers }
 
 // Services returns the service tables.
 func (o *Objects) Services() *Services { return o.services }
+
+// NodeAddresses returns the table of the node's addresses.
+func (o *Objects) NodeAddresses() *NodeAddresses { return o.addresses }
+
+// HostPorts returns the table of host ports.
+func (o *Objects) HostPorts() *HostPorts { return o.hostPorts }
+
+// NetDevices returns the table of the devices that lead to other machines.
+func (o *Objects) NetDevices() *NetDevices { return o.devices }
 
 // Flows returns the flow table.
 func (o *Objects) Flows() *Flows { return o.flows }

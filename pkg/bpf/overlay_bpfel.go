@@ -26,6 +26,7 @@ const (
 	OverlayMapFlowHints     = "flow_hints"
 	OverlayMapFlowSlots     = "flow_slots"
 	OverlayMapFragments     = "fragments"
+	OverlayMapNetDevices    = "net_devices"
 	OverlayMapPeerCidrs     = "peer_cidrs"
 	OverlayMapPeerNodes     = "peer_nodes"
 	OverlayMapPeers         = "peers"
@@ -95,6 +96,7 @@ type OverlayMapSpecs struct {
 	FlowHints     *ebpf.MapSpec `ebpf:"flow_hints"`
 	FlowSlots     *ebpf.MapSpec `ebpf:"flow_slots"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
+	NetDevices    *ebpf.MapSpec `ebpf:"net_devices"`
 	PeerCidrs     *ebpf.MapSpec `ebpf:"peer_cidrs"`
 	PeerNodes     *ebpf.MapSpec `ebpf:"peer_nodes"`
 	Peers         *ebpf.MapSpec `ebpf:"peers"`
@@ -138,6 +140,7 @@ type OverlayMaps struct {
 	FlowHints     *ebpf.Map `ebpf:"flow_hints"`
 	FlowSlots     *ebpf.Map `ebpf:"flow_slots"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
+	NetDevices    *ebpf.Map `ebpf:"net_devices"`
 	PeerCidrs     *ebpf.Map `ebpf:"peer_cidrs"`
 	PeerNodes     *ebpf.Map `ebpf:"peer_nodes"`
 	Peers         *ebpf.Map `ebpf:"peers"`
@@ -156,6 +159,7 @@ func (m *OverlayMaps) Close() error {
 		m.FlowHints,
 		m.FlowSlots,
 		m.Fragments,
+		m.NetDevices,
 		m.PeerCidrs,
 		m.PeerNodes,
 		m.Peers,

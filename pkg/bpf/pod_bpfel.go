@@ -29,13 +29,19 @@ const (
 	PodMapFlowHints     = "flow_hints"
 	PodMapFlowSlots     = "flow_slots"
 	PodMapFragments     = "fragments"
+	PodMapFrontendEpoch = "frontend_epoch"
 	PodMapFrontends     = "frontends"
+	PodMapHostPorts     = "host_ports"
+	PodMapNetDevices    = "net_devices"
+	PodMapNodeAddresses = "node_addresses"
 	PodMapPeerCidrs     = "peer_cidrs"
 	PodMapPeerNodes     = "peer_nodes"
 	PodMapPeers         = "peers"
 	PodMapPodScratch    = "pod_scratch"
+	PodMapServiceCidrs  = "service_cidrs"
 	PodMapServices      = "services"
 	PodMapSlots         = "slots"
+	PodMapSourceRanges  = "source_ranges"
 	PodProgFromPod      = "from_pod"
 	PodProgToPod        = "to_pod"
 	PodVarCfg           = "cfg"
@@ -104,13 +110,19 @@ type PodMapSpecs struct {
 	FlowHints     *ebpf.MapSpec `ebpf:"flow_hints"`
 	FlowSlots     *ebpf.MapSpec `ebpf:"flow_slots"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
+	FrontendEpoch *ebpf.MapSpec `ebpf:"frontend_epoch"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	HostPorts     *ebpf.MapSpec `ebpf:"host_ports"`
+	NetDevices    *ebpf.MapSpec `ebpf:"net_devices"`
+	NodeAddresses *ebpf.MapSpec `ebpf:"node_addresses"`
 	PeerCidrs     *ebpf.MapSpec `ebpf:"peer_cidrs"`
 	PeerNodes     *ebpf.MapSpec `ebpf:"peer_nodes"`
 	Peers         *ebpf.MapSpec `ebpf:"peers"`
 	PodScratch    *ebpf.MapSpec `ebpf:"pod_scratch"`
+	ServiceCidrs  *ebpf.MapSpec `ebpf:"service_cidrs"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
+	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
 // PodVariableSpecs contains global variables before they are loaded into the kernel.
@@ -153,13 +165,19 @@ type PodMaps struct {
 	FlowHints     *ebpf.Map `ebpf:"flow_hints"`
 	FlowSlots     *ebpf.Map `ebpf:"flow_slots"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
+	FrontendEpoch *ebpf.Map `ebpf:"frontend_epoch"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
+	HostPorts     *ebpf.Map `ebpf:"host_ports"`
+	NetDevices    *ebpf.Map `ebpf:"net_devices"`
+	NodeAddresses *ebpf.Map `ebpf:"node_addresses"`
 	PeerCidrs     *ebpf.Map `ebpf:"peer_cidrs"`
 	PeerNodes     *ebpf.Map `ebpf:"peer_nodes"`
 	Peers         *ebpf.Map `ebpf:"peers"`
 	PodScratch    *ebpf.Map `ebpf:"pod_scratch"`
+	ServiceCidrs  *ebpf.Map `ebpf:"service_cidrs"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Slots         *ebpf.Map `ebpf:"slots"`
+	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
 }
 
 func (m *PodMaps) Close() error {
@@ -177,13 +195,19 @@ func (m *PodMaps) Close() error {
 		m.FlowHints,
 		m.FlowSlots,
 		m.Fragments,
+		m.FrontendEpoch,
 		m.Frontends,
+		m.HostPorts,
+		m.NetDevices,
+		m.NodeAddresses,
 		m.PeerCidrs,
 		m.PeerNodes,
 		m.Peers,
 		m.PodScratch,
+		m.ServiceCidrs,
 		m.Services,
 		m.Slots,
+		m.SourceRanges,
 	)
 }
 

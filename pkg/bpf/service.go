@@ -114,6 +114,9 @@ type Services struct {
 	services  *mapped
 	slots     *mapped
 	backends  *mapped
+	ranges    *hash[LayoutSourceRange, uint32]
+	cidrs     *hash[LayoutServiceCidr, uint32]
+	epoch     *mapped
 	grace     func() error
 
 	mu             sync.Mutex
@@ -138,12 +141,13 @@ func (t *Services) SlotCapacity() uint32 { return 2 * t.slots.entries }
 // FrontendCapacity returns how many frontends fit.
 func (t *Services) FrontendCapacity() uint32 { return t.frontends.m.MaxEntries() }
 
-// PutFrontend makes a key lead to a service, which is complete before. A full map is ErrFull.
+// PutFrontend makes a key lead to a service, which is complete before, and raises the epoch: flows that began before look again. A full map is ErrFull.
 func (t *Services) PutFrontend(f Frontend) error {
 	err := t.frontends.put(frontendKeyOf(f.FrontendKey), LayoutFrontend{Service: f.Service, Class: uint8(f.Class)})
 	if err != nil {
 		return fmt.Errorf("put frontend %s: %w", f.FrontendKey, err)
 	}
+	atomic.AddUint64(t.epoch.word64(0, 0), 1)
 	return nil
 }
 

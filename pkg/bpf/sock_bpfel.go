@@ -25,12 +25,19 @@ const (
 	SockMapEndpointLinks = "endpoint_links"
 	SockMapEndpointNs    = "endpoint_ns"
 	SockMapEndpoints     = "endpoints"
+	SockMapFrontendEpoch = "frontend_epoch"
 	SockMapFrontends     = "frontends"
+	SockMapHostPorts     = "host_ports"
+	SockMapNodeAddresses = "node_addresses"
+	SockMapServiceCidrs  = "service_cidrs"
 	SockMapServices      = "services"
 	SockMapSlots         = "slots"
 	SockMapSockOverflow  = "sock_overflow"
 	SockMapSockPairs     = "sock_pairs"
 	SockMapSockPeers     = "sock_peers"
+	SockMapSourceRanges  = "source_ranges"
+	SockProgBind4        = "bind4"
+	SockProgBind6        = "bind6"
 	SockProgConnect4     = "connect4"
 	SockProgConnect6     = "connect6"
 	SockProgGetpeername4 = "getpeername4"
@@ -84,6 +91,8 @@ type SockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockProgramSpecs struct {
+	Bind4        *ebpf.ProgramSpec `ebpf:"bind4"`
+	Bind6        *ebpf.ProgramSpec `ebpf:"bind6"`
 	Connect4     *ebpf.ProgramSpec `ebpf:"connect4"`
 	Connect6     *ebpf.ProgramSpec `ebpf:"connect6"`
 	Getpeername4 *ebpf.ProgramSpec `ebpf:"getpeername4"`
@@ -107,12 +116,17 @@ type SockMapSpecs struct {
 	EndpointLinks *ebpf.MapSpec `ebpf:"endpoint_links"`
 	EndpointNs    *ebpf.MapSpec `ebpf:"endpoint_ns"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	FrontendEpoch *ebpf.MapSpec `ebpf:"frontend_epoch"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	HostPorts     *ebpf.MapSpec `ebpf:"host_ports"`
+	NodeAddresses *ebpf.MapSpec `ebpf:"node_addresses"`
+	ServiceCidrs  *ebpf.MapSpec `ebpf:"service_cidrs"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	SockOverflow  *ebpf.MapSpec `ebpf:"sock_overflow"`
 	SockPairs     *ebpf.MapSpec `ebpf:"sock_pairs"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
+	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
 // SockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -151,12 +165,17 @@ type SockMaps struct {
 	EndpointLinks *ebpf.Map `ebpf:"endpoint_links"`
 	EndpointNs    *ebpf.Map `ebpf:"endpoint_ns"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	FrontendEpoch *ebpf.Map `ebpf:"frontend_epoch"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
+	HostPorts     *ebpf.Map `ebpf:"host_ports"`
+	NodeAddresses *ebpf.Map `ebpf:"node_addresses"`
+	ServiceCidrs  *ebpf.Map `ebpf:"service_cidrs"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	SockOverflow  *ebpf.Map `ebpf:"sock_overflow"`
 	SockPairs     *ebpf.Map `ebpf:"sock_pairs"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
+	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
 }
 
 func (m *SockMaps) Close() error {
@@ -170,12 +189,17 @@ func (m *SockMaps) Close() error {
 		m.EndpointLinks,
 		m.EndpointNs,
 		m.Endpoints,
+		m.FrontendEpoch,
 		m.Frontends,
+		m.HostPorts,
+		m.NodeAddresses,
+		m.ServiceCidrs,
 		m.Services,
 		m.Slots,
 		m.SockOverflow,
 		m.SockPairs,
 		m.SockPeers,
+		m.SourceRanges,
 	)
 }
 
@@ -190,6 +214,8 @@ type SockVariables struct {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockPrograms struct {
+	Bind4        *ebpf.Program `ebpf:"bind4"`
+	Bind6        *ebpf.Program `ebpf:"bind6"`
 	Connect4     *ebpf.Program `ebpf:"connect4"`
 	Connect6     *ebpf.Program `ebpf:"connect6"`
 	Getpeername4 *ebpf.Program `ebpf:"getpeername4"`
@@ -202,6 +228,8 @@ type SockPrograms struct {
 
 func (p *SockPrograms) Close() error {
 	return _SockClose(
+		p.Bind4,
+		p.Bind6,
 		p.Connect4,
 		p.Connect6,
 		p.Getpeername4,

@@ -293,14 +293,12 @@ func TestSockLeavesAlone(t *testing.T) {
 		config   Config
 		endpoint EndpointFlag
 		service  ServiceFlag
-		class    FrontendClass
 		unknown  bool // the namespace is no endpoint
 	}{
 		{name: "socket path off", config: Config{}},
 		{name: "off for the pod", config: on(), endpoint: EndpointSocketLBOff},
 		{name: "off for the service", config: on(), service: ServiceSocketOff},
 		{name: "unknown namespace", config: on(), unknown: true},
-		{name: "another class", config: on(), class: FrontendLoadBalancer},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			k := newKit(t, test.config)
@@ -315,7 +313,7 @@ func TestSockLeavesAlone(t *testing.T) {
 					k.backend(1, c.of(1, 8000), inBoth)
 					k.service(Service{ID: 1, Flags: test.service, Cluster: k.set(1)}, c.at(80))
 					for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-						f := Frontend{FrontendKey: FrontendKey{Addr: netip.MustParseAddr(c.vip), Port: 80, Protocol: proto}, Service: 1, Class: test.class}
+						f := Frontend{FrontendKey: FrontendKey{Addr: netip.MustParseAddr(c.vip), Port: 80, Protocol: proto}, Service: 1}
 						if err := k.Services().PutFrontend(f); err != nil {
 							t.Fatal(err)
 						}

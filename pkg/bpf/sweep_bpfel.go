@@ -28,12 +28,17 @@ const (
 	SweepMapFlowBuckets    = "flow_buckets"
 	SweepMapFlowHints      = "flow_hints"
 	SweepMapFlowSlots      = "flow_slots"
+	SweepMapFrontendEpoch  = "frontend_epoch"
 	SweepMapFrontends      = "frontends"
+	SweepMapHostPorts      = "host_ports"
+	SweepMapNodeAddresses  = "node_addresses"
+	SweepMapServiceCidrs   = "service_cidrs"
 	SweepMapServices       = "services"
 	SweepMapSlots          = "slots"
 	SweepMapSockOverflow   = "sock_overflow"
 	SweepMapSockPairs      = "sock_pairs"
 	SweepMapSockPeers      = "sock_peers"
+	SweepMapSourceRanges   = "source_ranges"
 	SweepMapSweepTimer     = "sweep_timer"
 	SweepProgStaleSockets  = "stale_sockets"
 	SweepProgStaleSpaces   = "stale_spaces"
@@ -105,12 +110,17 @@ type SweepMapSpecs struct {
 	FlowBuckets   *ebpf.MapSpec `ebpf:"flow_buckets"`
 	FlowHints     *ebpf.MapSpec `ebpf:"flow_hints"`
 	FlowSlots     *ebpf.MapSpec `ebpf:"flow_slots"`
+	FrontendEpoch *ebpf.MapSpec `ebpf:"frontend_epoch"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	HostPorts     *ebpf.MapSpec `ebpf:"host_ports"`
+	NodeAddresses *ebpf.MapSpec `ebpf:"node_addresses"`
+	ServiceCidrs  *ebpf.MapSpec `ebpf:"service_cidrs"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	SockOverflow  *ebpf.MapSpec `ebpf:"sock_overflow"`
 	SockPairs     *ebpf.MapSpec `ebpf:"sock_pairs"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
+	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
 	SweepTimer    *ebpf.MapSpec `ebpf:"sweep_timer"`
 }
 
@@ -154,12 +164,17 @@ type SweepMaps struct {
 	FlowBuckets   *ebpf.Map `ebpf:"flow_buckets"`
 	FlowHints     *ebpf.Map `ebpf:"flow_hints"`
 	FlowSlots     *ebpf.Map `ebpf:"flow_slots"`
+	FrontendEpoch *ebpf.Map `ebpf:"frontend_epoch"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
+	HostPorts     *ebpf.Map `ebpf:"host_ports"`
+	NodeAddresses *ebpf.Map `ebpf:"node_addresses"`
+	ServiceCidrs  *ebpf.Map `ebpf:"service_cidrs"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	SockOverflow  *ebpf.Map `ebpf:"sock_overflow"`
 	SockPairs     *ebpf.Map `ebpf:"sock_pairs"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
+	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
 	SweepTimer    *ebpf.Map `ebpf:"sweep_timer"`
 }
 
@@ -177,12 +192,17 @@ func (m *SweepMaps) Close() error {
 		m.FlowBuckets,
 		m.FlowHints,
 		m.FlowSlots,
+		m.FrontendEpoch,
 		m.Frontends,
+		m.HostPorts,
+		m.NodeAddresses,
+		m.ServiceCidrs,
 		m.Services,
 		m.Slots,
 		m.SockOverflow,
 		m.SockPairs,
 		m.SockPeers,
+		m.SourceRanges,
 		m.SweepTimer,
 	)
 }

@@ -36,6 +36,14 @@ type TableConfig struct {
 		_     structs.HostLayout
 		Bytes [16]uint8
 	}
+	Snat4 struct {
+		_     structs.HostLayout
+		Bytes [16]uint8
+	}
+	Snat6 struct {
+		_     structs.HostLayout
+		Bytes [16]uint8
+	}
 	HostCookie     uint64
 	OverlayIfindex uint32
 	OverlayMtu     uint32
@@ -46,7 +54,9 @@ type TableConfig struct {
 	OverlayMac     [6]uint8
 	SocketLb       uint8
 	OuterV6        uint8
-	Pad            [6]uint8
+	MasqueradeAll  uint8
+	Loopback       uint8
+	Pad            [4]uint8
 }
 
 type TableCounter uint32
@@ -60,53 +70,62 @@ const (
 	TableCounterCOUNT_TO_STACK        TableCounter = 5
 	TableCounterCOUNT_SOCK_TRANSLATED TableCounter = 6
 	TableCounterCOUNT_SOCK_STORAGE    TableCounter = 7
-	TableCounterCOUNTER_MAX           TableCounter = 8
+	TableCounterCOUNT_SNAT            TableCounter = 8
+	TableCounterCOUNT_NET_SERVED      TableCounter = 9
+	TableCounterCOUNTER_MAX           TableCounter = 10
 )
 
 type TableDropReason uint32
 
 const (
-	TableDropReasonDROP_NONE               TableDropReason = 0
-	TableDropReasonDROP_ETHERNET_SHORT     TableDropReason = 1
-	TableDropReasonDROP_IPV4SHORT          TableDropReason = 2
-	TableDropReasonDROP_IPV4HEADER         TableDropReason = 3
-	TableDropReasonDROP_IPV6SHORT          TableDropReason = 4
-	TableDropReasonDROP_IPV6EXTENSION      TableDropReason = 5
-	TableDropReasonDROP_IPV6MAPPED         TableDropReason = 6
-	TableDropReasonDROP_PORTS_SHORT        TableDropReason = 7
-	TableDropReasonDROP_ENDPOINT_UNKNOWN   TableDropReason = 8
-	TableDropReasonDROP_SPOOFED_MAC        TableDropReason = 9
-	TableDropReasonDROP_SPOOFED_ADDRESS    TableDropReason = 10
-	TableDropReasonDROP_TO_POD_UNKNOWN     TableDropReason = 11
-	TableDropReasonDROP_TO_POD_ADDRESS     TableDropReason = 12
-	TableDropReasonDROP_SERVICE_REFUSED    TableDropReason = 13
-	TableDropReasonDROP_SERVICE_NO_LOCAL   TableDropReason = 14
-	TableDropReasonDROP_SERVICE_PORT       TableDropReason = 15
-	TableDropReasonDROP_SERVICE_BACKEND    TableDropReason = 16
-	TableDropReasonDROP_SERVICE_FRAGMENT   TableDropReason = 17
-	TableDropReasonDROP_FLOW_FULL          TableDropReason = 18
-	TableDropReasonDROP_FLOW_BUCKETS       TableDropReason = 19
-	TableDropReasonDROP_FLOW_PORTS         TableDropReason = 20
-	TableDropReasonDROP_FLOW_RACE          TableDropReason = 21
-	TableDropReasonDROP_REWRITE            TableDropReason = 22
-	TableDropReasonDROP_CHECKSUM           TableDropReason = 23
-	TableDropReasonDROP_SCTP_PORT          TableDropReason = 24
-	TableDropReasonDROP_PEER_UNKNOWN       TableDropReason = 25
-	TableDropReasonDROP_TUNNEL_KEY         TableDropReason = 26
-	TableDropReasonDROP_OVERLAY_KEY        TableDropReason = 27
-	TableDropReasonDROP_OVERLAY_VNI        TableDropReason = 28
-	TableDropReasonDROP_OVERLAY_SOURCE     TableDropReason = 29
-	TableDropReasonDROP_OVERLAY_INNER      TableDropReason = 30
-	TableDropReasonDROP_OVERLAY_NO_POD     TableDropReason = 31
-	TableDropReasonDROP_OVERLAY_LINK_SCOPE TableDropReason = 32
-	TableDropReasonDROP_OVERLAY_NOT_IP     TableDropReason = 33
-	TableDropReasonDROP_TOO_BIG            TableDropReason = 34
-	TableDropReasonDROP_ICMP_ANSWER        TableDropReason = 35
-	TableDropReasonDROP_SOCK_REFUSED       TableDropReason = 36
-	TableDropReasonDROP_SOCK_NO_LOCAL      TableDropReason = 37
-	TableDropReasonDROP_SOCK_BACKEND       TableDropReason = 38
-	TableDropReasonDROP_SCRATCH            TableDropReason = 39
-	TableDropReasonDROP_REASON_MAX         TableDropReason = 40
+	TableDropReasonDROP_NONE                TableDropReason = 0
+	TableDropReasonDROP_ETHERNET_SHORT      TableDropReason = 1
+	TableDropReasonDROP_IPV4SHORT           TableDropReason = 2
+	TableDropReasonDROP_IPV4HEADER          TableDropReason = 3
+	TableDropReasonDROP_IPV6SHORT           TableDropReason = 4
+	TableDropReasonDROP_IPV6EXTENSION       TableDropReason = 5
+	TableDropReasonDROP_IPV6MAPPED          TableDropReason = 6
+	TableDropReasonDROP_PORTS_SHORT         TableDropReason = 7
+	TableDropReasonDROP_ENDPOINT_UNKNOWN    TableDropReason = 8
+	TableDropReasonDROP_SPOOFED_MAC         TableDropReason = 9
+	TableDropReasonDROP_SPOOFED_ADDRESS     TableDropReason = 10
+	TableDropReasonDROP_TO_POD_UNKNOWN      TableDropReason = 11
+	TableDropReasonDROP_TO_POD_ADDRESS      TableDropReason = 12
+	TableDropReasonDROP_SERVICE_REFUSED     TableDropReason = 13
+	TableDropReasonDROP_SERVICE_NO_LOCAL    TableDropReason = 14
+	TableDropReasonDROP_SERVICE_PORT        TableDropReason = 15
+	TableDropReasonDROP_SERVICE_BACKEND     TableDropReason = 16
+	TableDropReasonDROP_SERVICE_FRAGMENT    TableDropReason = 17
+	TableDropReasonDROP_FLOW_FULL           TableDropReason = 18
+	TableDropReasonDROP_FLOW_BUCKETS        TableDropReason = 19
+	TableDropReasonDROP_FLOW_PORTS          TableDropReason = 20
+	TableDropReasonDROP_FLOW_RACE           TableDropReason = 21
+	TableDropReasonDROP_REWRITE             TableDropReason = 22
+	TableDropReasonDROP_CHECKSUM            TableDropReason = 23
+	TableDropReasonDROP_SCTP_PORT           TableDropReason = 24
+	TableDropReasonDROP_PEER_UNKNOWN        TableDropReason = 25
+	TableDropReasonDROP_TUNNEL_KEY          TableDropReason = 26
+	TableDropReasonDROP_OVERLAY_KEY         TableDropReason = 27
+	TableDropReasonDROP_OVERLAY_VNI         TableDropReason = 28
+	TableDropReasonDROP_OVERLAY_SOURCE      TableDropReason = 29
+	TableDropReasonDROP_OVERLAY_INNER       TableDropReason = 30
+	TableDropReasonDROP_OVERLAY_NO_POD      TableDropReason = 31
+	TableDropReasonDROP_OVERLAY_LINK_SCOPE  TableDropReason = 32
+	TableDropReasonDROP_OVERLAY_NOT_IP      TableDropReason = 33
+	TableDropReasonDROP_TOO_BIG             TableDropReason = 34
+	TableDropReasonDROP_ICMP_ANSWER         TableDropReason = 35
+	TableDropReasonDROP_SOCK_REFUSED        TableDropReason = 36
+	TableDropReasonDROP_SOCK_NO_LOCAL       TableDropReason = 37
+	TableDropReasonDROP_SOCK_BACKEND        TableDropReason = 38
+	TableDropReasonDROP_SCRATCH             TableDropReason = 39
+	TableDropReasonDROP_SERVICE_SOURCE      TableDropReason = 40
+	TableDropReasonDROP_SERVICE_UNALLOCATED TableDropReason = 41
+	TableDropReasonDROP_NO_ROUTE            TableDropReason = 42
+	TableDropReasonDROP_BACKEND_GONE        TableDropReason = 43
+	TableDropReasonDROP_SOCK_SOURCE         TableDropReason = 44
+	TableDropReasonDROP_BIND                TableDropReason = 45
+	TableDropReasonDROP_ICMP_ERROR          TableDropReason = 46
+	TableDropReasonDROP_REASON_MAX          TableDropReason = 47
 )
 
 type TableFlow struct {
@@ -129,7 +148,8 @@ type TableFlow struct {
 		Id          uint32
 		Incarnation uint32
 	}
-	Reserved           uint64
+	Epoch              uint32
+	Reserved           uint32
 	Service            uint32
 	ServiceIncarnation uint32
 	Backend            uint32
@@ -173,7 +193,7 @@ type TableResult struct {
 	Ok      uint64
 	Wrong   uint64
 	Missed  uint64
-	Refused [40]uint64
+	Refused [47]uint64
 }
 
 type TableShape uint32

@@ -47,6 +47,11 @@ func (o *Objects) Uses() ([]MapUse, error) {
 	add(LayoutMapSlots, uint64(o.services.SlotCapacity()), s.slots, s.failedSlots)
 	counted(LayoutMapFrontends, o.services.frontends.use)
 	counted(LayoutMapClusterIps, o.services.ips.use)
+	counted(LayoutMapSourceRanges, o.services.ranges.use)
+	counted(LayoutMapServiceCidrs, o.services.cidrs.use)
+	counted(LayoutMapNodeAddresses, o.addresses.table.use)
+	counted(LayoutMapHostPorts, o.hostPorts.table.use)
+	counted(LayoutMapNetDevices, o.devices.table.use)
 	counted(LayoutMapIds, o.ids.table.use)
 
 	add(LayoutMapFlowSlots, uint64(o.flows.Capacity()), uint64(o.flows.Used()), 0) // refused inserts are counted as drops and unrecorded flows
