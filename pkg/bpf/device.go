@@ -84,13 +84,14 @@ func (o *Objects) AttachNet(ifindex int) error {
 	return nil
 }
 
-// DetachNet removes the pinned links of a device, whether it is still there or not. None at all is no error.
+// DetachNet takes the programs off a device and removes their pinned links, whether the device is still there or not. None at all is no
+// error. The device is free when it returns: the kernel would let go of a link without a pin only later, and refuse the program until then.
 func (o *Objects) DetachNet(ifindex int) error {
 	var errs []error
 	for _, h := range netHooks() {
 		path := filepath.Join(o.dir, linksDir, h.link(ifindex))
 		for _, p := range []string{path, path + aside} {
-			if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+			if err := detach(p); err != nil && !errors.Is(err, os.ErrNotExist) {
 				errs = append(errs, err)
 			}
 		}
@@ -99,6 +100,19 @@ func (o *Objects) DetachNet(ifindex int) error {
 		return fmt.Errorf("detach net programs from device %d: %w", ifindex, err)
 	}
 	return nil
+}
+
+// detach takes a pinned link out of the kernel.
+func detach(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Close() }()
+	if err := l.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) { // its device is gone
+		return fmt.Errorf("detach link %s: %w", path, err)
+	}
+	return os.Remove(path)
 }
 
 // NetLinks returns the index of every device that a link of AttachNet is pinned for. True: both links are on the device with that index in

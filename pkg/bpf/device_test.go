@@ -127,14 +127,16 @@ func TestNetLinksFollowDevices(t *testing.T) {
 	if err := second.DetachNet(on[0]); err != nil {
 		t.Fatal(err)
 	}
-	await(t, func() (none bool) {
+	for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
 		ns.Do(t, func() error {
-			ids, err := linksOn(on[0], ebpf.AttachTCXIngress)
-			none = len(ids) == 0
+			ids, err := linksOn(on[0], hook)
+			if len(ids) != 0 {
+				t.Errorf("links %v are on the device at %s", ids, hook)
+			}
 			return err
 		})
-		return none
-	})
+	}
+	ns.Do(t, func() error { return errors.Join(second.AttachNet(on[0]), second.DetachNet(on[0])) })
 	if err := h.DeleteDevice("eth1"); err != nil {
 		t.Fatal(err)
 	}

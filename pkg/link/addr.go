@@ -16,6 +16,10 @@ import (
 type Address struct {
 	Link   int
 	Prefix netip.Prefix // the address with the length of its on-link prefix, host bits kept
+
+	// Secondary: not what traffic that lasts should come from. IPv4: behind another address of its prefix; IPv6: temporary (RFC 8981),
+	// deprecated, or not known to be nobody else's.
+	Secondary bool
 }
 
 // Addresses lists the addresses of both families in the namespace; link 0 means those of all links.
@@ -31,11 +35,14 @@ func (h *Handle) Addresses(index int) ([]Address, error) {
 	list := make([]Address, 0, len(addrs))
 	for _, a := range addrs {
 		if p, ok := prefixOf(a.IPNet); ok {
-			list = append(list, Address{Link: a.LinkIndex, Prefix: p})
+			list = append(list, Address{Link: a.LinkIndex, Prefix: p, Secondary: a.Flags&secondary != 0})
 		}
 	}
 	return list, nil
 }
+
+// secondary are the flags (linux/if_addr.h) that make an address Secondary; IFA_F_TEMPORARY is the same bit as IFA_F_SECONDARY.
+const secondary = unix.IFA_F_SECONDARY | unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
 
 // SetAddresses makes the addresses of a link exactly these, each as /32 or /128, without duplicate address detection and without an
 // on-link route. Those of other links stay; so does nothing else on this one, which must be Fairlead's own.

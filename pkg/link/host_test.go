@@ -318,16 +318,26 @@ func TestWatchSeesDevicesAddressesAndOwnRoutes(t *testing.T) {
 	h, nl := openAt(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	events := make(chan link.Event, 1024)
+	begins := make(chan link.Event, 1024)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		h.Watch(ctx, func(e link.Event, _ int) { events <- e })
+		h.Watch(ctx, func(e link.Event, index int) {
+			if index == 0 {
+				begins <- e
+			} else {
+				events <- e
+			}
+		})
 	}()
 	defer func() {
 		cancel()
 		<-ended
 	}()
-	// expect does something until its message comes: the subscription may not be up at the first time.
+	if got := <-begins | <-begins; got != link.LinkEvent|link.AddressEvent {
+		t.Fatalf("the watch begins with events %d, want one about links and one about addresses", got)
+	}
+	// expect does something until its message comes: that to routes may not be up at the first time.
 	expect := func(want link.Event, do func()) {
 		t.Helper()
 		deadline := time.After(10 * time.Second)

@@ -26,7 +26,8 @@ const (
 const resubscribe = 200 * time.Millisecond
 
 // Watch calls changed for events, with the index of the link that each is about, until the context ends, from one goroutine at a time.
-// Messages that the kernel could not deliver (a full socket buffer) show as one event of every sort, about link 0.
+// It begins with an event about links and one about addresses, both about link 0: from then on no change is missed. Messages that the
+// kernel could not deliver (a full socket buffer) show as one event of every sort, about link 0.
 func (h *Handle) Watch(ctx context.Context, changed func(e Event, index int)) {
 	var wait sync.WaitGroup
 	var turn sync.Mutex
@@ -60,6 +61,7 @@ func (h *Handle) watchLinks(ctx context.Context, notify func(Event, int)) error 
 	if err != nil {
 		return err
 	}
+	notify(LinkEvent, 0) // what happened before the kernel was asked for messages
 	for u := range updates {
 		notify(LinkEvent, int(u.Index))
 	}
@@ -74,6 +76,7 @@ func (h *Handle) watchAddresses(ctx context.Context, notify func(Event, int)) er
 	if err != nil {
 		return err
 	}
+	notify(AddressEvent, 0)
 	for u := range updates {
 		notify(AddressEvent, u.LinkIndex)
 	}
