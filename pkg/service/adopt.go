@@ -54,6 +54,13 @@ func (s *Proxy) adopt() error {
 		return fmt.Errorf("adopt services: %w", err)
 	}
 
+	ranges, err := s.adoptRanges()
+	if err != nil {
+		return fmt.Errorf("adopt services: %w", err)
+	}
+	if err := s.adoptCIDRs(); err != nil {
+		return fmt.Errorf("adopt services: %w", err)
+	}
 	s.ports, s.frontends, s.ips = map[bpf.Signature]*port{}, map[bpf.FrontendKey]*frontend{}, map[netip.Addr]*clusterIP{}
 	byID := map[uint32]*port{}
 	for _, in := range serviceIDs {
@@ -82,7 +89,8 @@ func (s *Proxy) adopt() error {
 			p = s.strange(w.ID, w.Incarnation)
 			byID[w.ID] = p
 		}
-		p.installed, p.words = true, w
+		p.installed, p.words, p.ranges = true, w, ranges[w.SourceRange]
+		p.ranges.use()
 		sets = append(sets, adoptedSet{p, &p.cluster, w.Cluster, bpf.BackendCluster}, adoptedSet{p, &p.local, w.Local, bpf.BackendInLocal})
 	}
 	if err := s.adoptSets(sets); err != nil {

@@ -17,6 +17,8 @@ type Here struct {
 	Node string                // own name; empty: no endpoint is local
 	Zone string                // topology.kubernetes.io/zone of the own Node
 	Host func(netip.Addr) bool // is it the address of a node?
+
+	IgnoreExternalIPs bool // spec.externalIPs are not served: whoever may write Services could take any address with them (CVE-2020-8554)
 }
 
 // Port is what a service should be in the maps.
@@ -27,6 +29,7 @@ type Port struct {
 	Cluster, Local  bpf.ServiceVerdict // what an empty set answers
 	Flags           bpf.ServiceFlag
 	AffinitySeconds uint32
+	SourceRanges    []netip.Prefix // clients of its load balancer addresses, in order; none: everybody
 }
 
 // Frontend is an address, port and protocol that a service claims.
@@ -48,6 +51,9 @@ type Backend struct {
 func Compile(s *cluster.Service, ofService []*cluster.Slice, here Here) (ports []Port, notes []string) {
 	bySlice := slices.Clone(ofService)
 	slices.SortFunc(bySlice, func(a, b *cluster.Slice) int { return strings.Compare(a.Name, b.Name) })
+	if here.IgnoreExternalIPs && len(s.ExternalIPs) > 0 {
+		notes = append(notes, "externalIPs are not served: --external-ips is false")
+	}
 	seen := map[Key]bool{}
 	for _, port := range s.Ports {
 		for _, family := range []Family{IPv4, IPv6} {
@@ -63,7 +69,7 @@ func Compile(s *cluster.Service, ofService []*cluster.Slice, here Here) (ports [
 			}
 			seen[key] = true
 			p := Port{Key: key}
-			p.Frontends, notes = frontends(s, port, family, notes)
+			p.Frontends = frontends(s, port, family, here)
 			endpoints := endpointsOf(bySlice, port, family)
 			p.Backends, p.Cluster, p.Local = choose(endpoints, here)
 			if s.InternalLocal {
@@ -73,6 +79,7 @@ func Compile(s *cluster.Service, ofService []*cluster.Slice, here Here) (ports [
 				p.Flags |= bpf.ServiceExternalLocal
 			}
 			p.AffinitySeconds = uint32(max(s.AffinitySeconds, 0))
+			p.SourceRanges = sourceRanges(s, family)
 			ports = append(ports, p)
 		}
 	}
@@ -80,7 +87,7 @@ func Compile(s *cluster.Service, ofService []*cluster.Slice, here Here) (ports [
 }
 
 // frontends returns what one port claims in one family, in order of the classes' precedence.
-func frontends(s *cluster.Service, port cluster.ServicePort, family Family, notes []string) ([]Frontend, []string) {
+func frontends(s *cluster.Service, port cluster.ServicePort, family Family, here Here) []Frontend {
 	var all []Frontend
 	add := func(a netip.Addr, number uint16, class bpf.FrontendClass) {
 		key := bpf.FrontendKey{Addr: a, Port: number, Protocol: uint8(port.Protocol)}
@@ -94,22 +101,15 @@ func frontends(s *cluster.Service, port cluster.ServicePort, family Family, note
 	if port.NodePort != 0 {
 		add(family.any(), port.NodePort, bpf.FrontendNodePort)
 	}
-	filtered := slices.ContainsFunc(s.SourceRanges, func(r netip.Prefix) bool { return familyOf(r.Addr()) == family })
 	for _, a := range s.LoadBalancerIPs {
-		if filtered {
-			// The maps have no source ranges yet: who sends to the address reaches the load balancer, which has them.
-			if familyOf(a) == family {
-				notes = append(notes, fmt.Sprintf("load balancer address %s port %d: loadBalancerSourceRanges are not checked here; "+
-					"the address is left to the load balancer", a, port.Port))
-			}
-			continue
-		}
 		add(a, port.Port, bpf.FrontendLoadBalancer)
 	}
 	for _, a := range s.ExternalIPs {
-		add(a, port.Port, bpf.FrontendExternalIP)
+		if !here.IgnoreExternalIPs {
+			add(a, port.Port, bpf.FrontendExternalIP)
+		}
 	}
-	return all, notes
+	return all
 }
 
 // candidate is an endpoint with the number that the port has in its slice.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -128,6 +129,16 @@ func copyOf(t *testing.T, o *bpf.Objects) *model {
 		t.Fatal(err)
 	}
 	maps.Copy(m.ips, ips)
+	ranges, err := s.SourceRanges()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for set, all := range ranges {
+		m.ranges[set] = map[netip.Prefix]bool{}
+		for _, p := range all {
+			m.ranges[set][p] = true
+		}
+	}
 	for kind := range m.ids {
 		all, err := o.IDs().List(kind)
 		if err != nil {

@@ -28,6 +28,9 @@ type model struct {
 	services  map[uint32]bpf.Service
 	backends  map[uint32]bpf.Backend // live ones
 	slots     []uint32
+	ranges    map[uint32]map[netip.Prefix]bool // source ranges by set
+	rangeCap  int                              // prefixes in all sets
+	cidrs     map[netip.Prefix]bool
 
 	ids     map[bpf.IDKind]map[bpf.Signature]bpf.ID
 	free    map[bpf.IDKind][]uint32
@@ -51,7 +54,10 @@ func newModel() *model {
 		services:  map[uint32]bpf.Service{},
 		backends:  map[uint32]bpf.Backend{},
 		slots:     make([]uint32, 1<<16),
-		ids:       map[bpf.IDKind]map[bpf.Signature]bpf.ID{bpf.IDService: {}, bpf.IDBackend: {}},
+		ranges:    map[uint32]map[netip.Prefix]bool{},
+		rangeCap:  1 << 10,
+		cidrs:     map[netip.Prefix]bool{},
+		ids:       map[bpf.IDKind]map[bpf.Signature]bpf.ID{bpf.IDService: {}, bpf.IDBackend: {}, bpf.IDSourceRange: {}},
 		free:      map[bpf.IDKind][]uint32{},
 		names:     map[netip.AddrPort]string{},
 		next:      map[bpf.IDKind]uint32{},
@@ -187,7 +193,7 @@ func (m *model) Acquire(kind bpf.IDKind, description string) (bpf.ID, error) {
 	if id, ok := m.ids[kind][sig]; ok {
 		return id, nil
 	}
-	limit := m.serviceCap
+	limit := m.serviceCap // of sets too
 	if kind == bpf.IDBackend {
 		limit = m.backendCap
 	}
@@ -225,6 +231,9 @@ func (m *model) ReleaseSignature(kind bpf.IDKind, sig bpf.Signature) error {
 	if w := m.services[id.ID]; kind == bpf.IDService && w.Incarnation == id.Incarnation {
 		m.broken(fmt.Sprintf("release id %v of a live service", id))
 	}
+	if kind == bpf.IDSourceRange && (len(m.ranges[id.ID]) > 0 || m.named(id.ID)) {
+		m.broken(fmt.Sprintf("release id %v of a source range set that is there or in use", id))
+	}
 	return m.do("release id", func() {
 		delete(m.ids[kind], sig)
 		// Reuse as soon as possible: that is where mistakes show.
@@ -239,6 +248,86 @@ func (m *model) List(kind bpf.IDKind) ([]bpf.Interned, error) {
 	}
 	slices.SortFunc(all, func(a, b bpf.Interned) int { return cmp.Compare(a.ID.ID, b.ID.ID) })
 	return all, nil
+}
+
+func (m *model) PutSourceRange(set uint32, p netip.Prefix) error {
+	if set == 0 || p != p.Masked() {
+		panic(fmt.Sprintf("put source range %s of set %d", p, set))
+	}
+	n := 0
+	for _, r := range m.ranges {
+		n += len(r)
+	}
+	if n >= m.rangeCap && !m.ranges[set][p] {
+		return fmt.Errorf("put source range %s of set %d: %w", p, set, bpf.ErrFull)
+	}
+	if m.named(set) {
+		m.broken(fmt.Sprintf("put source range %s of set %d, which is in use", p, set))
+	}
+	return m.do("put source range", func() {
+		if m.ranges[set] == nil {
+			m.ranges[set] = map[netip.Prefix]bool{}
+		}
+		m.ranges[set][p] = true
+	})
+}
+
+func (m *model) DeleteSourceRange(set uint32, p netip.Prefix) error {
+	if m.named(set) {
+		m.broken(fmt.Sprintf("delete source range %s of set %d, which is in use", p, set))
+	}
+	return m.do("delete source range", func() {
+		delete(m.ranges[set], p)
+		if len(m.ranges[set]) == 0 {
+			delete(m.ranges, set)
+		}
+	})
+}
+
+func (m *model) SourceRanges() (map[uint32][]netip.Prefix, error) {
+	all := map[uint32][]netip.Prefix{}
+	for set, r := range m.ranges {
+		all[set] = slices.SortedFunc(maps.Keys(r), comparePrefixes)
+	}
+	return all, nil
+}
+
+// named says whether a service names a set of source ranges.
+func (m *model) named(set uint32) bool {
+	for _, s := range m.services {
+		if s.Incarnation != 0 && s.SourceRange == set {
+			return true
+		}
+	}
+	return false
+}
+
+// clients says whom a set of source ranges lets in.
+func (m *model) clients(set uint32) string {
+	if set == 0 {
+		return "everybody"
+	}
+	var all []string
+	for p := range m.ranges[set] {
+		all = append(all, p.String())
+	}
+	if len(all) == 0 {
+		return "nobody"
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
+}
+
+func (m *model) PutServiceCIDR(p netip.Prefix) error {
+	return m.do("put service CIDR", func() { m.cidrs[p] = true })
+}
+
+func (m *model) DeleteServiceCIDR(p netip.Prefix) error {
+	return m.do("delete service CIDR", func() { delete(m.cidrs, p) })
+}
+
+func (m *model) ServiceCIDRs() ([]netip.Prefix, error) {
+	return slices.SortedFunc(maps.Keys(m.cidrs), comparePrefixes), nil
 }
 
 // set says what choosing from a set gives: its backends, or its verdict. What a program must never find is said in words that no oracle
@@ -274,6 +363,7 @@ func (m *model) set(s bpf.Set) string {
 type outcome struct {
 	Cluster, Local string // members, or the verdict
 	Config         config
+	Clients        string // of load balancer addresses
 }
 
 // config is the word beside the sets.
@@ -286,14 +376,14 @@ type config struct {
 var nothing = config{affinity: -1}
 
 // absent is the outcome at a frontend that is not there.
-var absent = outcome{"absent", "absent", nothing}
+var absent = outcome{"absent", "absent", nothing, "absent"}
 
 func (m *model) service(id uint32) outcome {
 	s, ok := m.services[id]
 	if !ok || s.Incarnation == 0 {
-		return outcome{"dead service", "dead service", nothing}
+		return outcome{"dead service", "dead service", nothing, "dead service"}
 	}
-	return outcome{m.set(s.Cluster), m.set(s.Local), config{s.Flags, int(s.AffinitySeconds)}}
+	return outcome{m.set(s.Cluster), m.set(s.Local), config{s.Flags, int(s.AffinitySeconds)}, m.clients(s.SourceRange)}
 }
 
 func (m *model) frontend(k bpf.FrontendKey) outcome {

@@ -4,6 +4,7 @@ package service
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -182,7 +183,17 @@ func (w *world) outcome(svc *cluster.Service, port cluster.ServicePort, v6 bool)
 	if svc.ExternalLocal {
 		flags |= bpf.ServiceExternalLocal
 	}
-	return outcome{members(inCluster, "refuse"), members(inLocal, verdict), config{flags, svc.AffinitySeconds}}
+	clients := map[string]bool{}
+	for _, r := range svc.SourceRanges {
+		if r.Addr().Is6() == v6 {
+			clients[r.String()] = true
+		}
+	}
+	who := strings.Join(slices.Sorted(maps.Keys(clients)), " ")
+	if who == "" {
+		who = "everybody"
+	}
+	return outcome{members(inCluster, "refuse"), members(inLocal, verdict), config{flags, svc.AffinitySeconds}, who}
 }
 
 func filter(all map[string]cluster.Endpoint, keep func(cluster.Endpoint) bool) map[string]cluster.Endpoint {

@@ -22,6 +22,7 @@ type port struct {
 	id        bpf.ID      // zero: none yet
 	installed bool        // the service is complete in the maps
 	words     bpf.Service // in force
+	ranges    *rangeSet   // that words name; nil: everybody
 	cluster   slotRange   // of words
 	local     slotRange
 	backends  []*backend // in order of address and port, those included that are about to go
@@ -141,15 +142,20 @@ func (s *Proxy) change(p *port) error {
 	want := p.want
 	pl := p.compare(p.hold(want))
 	next := p.words
-	next.Flags, next.AffinitySeconds, next.SourceRange = want.Flags, want.AffinitySeconds, 0
+	ranges := s.rangesOf(want.SourceRanges)
+	next.Flags, next.AffinitySeconds, next.SourceRange = want.Flags, want.AffinitySeconds, ranges.number()
 	// What an empty set answers is part of the set.
 	pl.cluster = pl.cluster || !p.installed || p.words.Cluster.Length == 0 && p.words.Cluster.Verdict != want.Cluster
 	pl.local = pl.local || !p.installed || p.words.Local.Length == 0 && p.words.Local.Verdict != want.Local
 	c := reconcile.Change{Name: p.name(), Reserve: []reconcile.Step{s.frontendRoom(p)}}
-	if p.installed && p.leaving == 0 && !pl.cluster && !pl.local && next == p.words && len(pl.other) == 0 {
+	if p.installed && p.leaving == 0 && !pl.cluster && !pl.local && next == p.words && len(pl.other) == 0 && ranges == p.ranges && ranges.complete() {
 		return s.runner.Do(c) // room for what it claims anew is all there is to take
 	}
 	var inCluster, inLocal slotRange
+	if ranges != nil {
+		c.Reserve = append(c.Reserve, s.rangeID(ranges))
+		c.Add = append(c.Add, reconcile.Step{Do: func() error { return s.writeRanges(ranges) }})
+	}
 	c.Reserve = append(c.Reserve, s.serviceID(p), s.backendIDs(p, pl.fresh))
 	c.Add = append(c.Add, s.addBackends(p, pl))
 	if pl.cluster {
@@ -161,7 +167,7 @@ func (s *Proxy) change(p *port) error {
 		c.Reserve, c.Add = append(c.Reserve, reserve), append(c.Add, write)
 	}
 	flip := func() error {
-		next.ID, next.Incarnation = p.id.ID, p.id.Incarnation
+		next.ID, next.Incarnation, next.SourceRange = p.id.ID, p.id.Incarnation, ranges.number()
 		if p.installed && next == p.words {
 			return nil // only flags of backends differ
 		}
@@ -175,6 +181,7 @@ func (s *Proxy) change(p *port) error {
 	p.changes++
 	seq := p.changes
 	var oldCluster, oldLocal slotRange
+	oldRanges, oldRangesSeq := p.ranges, uint32(0)
 	c.Flip = func() error {
 		if err := flip(); err != nil {
 			return err
@@ -184,6 +191,13 @@ func (s *Proxy) change(p *port) error {
 		}
 		if pl.local {
 			oldLocal, p.local = p.local, inLocal
+		}
+		if ranges != oldRanges {
+			ranges.use()
+			if oldRanges != nil {
+				oldRangesSeq = oldRanges.leave()
+			}
+			p.ranges = ranges
 		}
 		p.installed, p.rewrite, p.leaving, p.words, p.backends = true, false, 0, next, pl.next
 		for _, b := range pl.left {
@@ -210,6 +224,10 @@ func (s *Proxy) change(p *port) error {
 			s.space.give(oldLocal)
 			return nil
 		})
+	}
+	if oldRanges != nil && ranges != oldRanges {
+		c.Retire = append(c.Retire, func() error { return s.clearRanges(oldRanges, oldRangesSeq) })
+		c.Free = append(c.Free, func() error { return s.freeRanges(oldRanges, oldRangesSeq) })
 	}
 	if len(pl.left) > 0 {
 		c.Retire = append(c.Retire, func() error { return s.clearBackends(pl.left, seq) })
@@ -362,6 +380,9 @@ func (s *Proxy) freeService(p *port, seq uint32) error {
 	}
 	// A change that wanted it back, and failed, may have written it again.
 	if err := s.cfg.Tables.DeleteService(p.id.ID); err != nil {
+		return err
+	}
+	if err := s.releaseRanges(p); err != nil {
 		return err
 	}
 	if err := s.cfg.IDs.ReleaseSignature(bpf.IDService, p.sig); err != nil {

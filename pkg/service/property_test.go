@@ -51,7 +51,7 @@ type trial struct {
 	target expected
 	former map[Key]outcome             // of the services that the frontends should lead to
 	left   map[bpf.FrontendKey]outcome // what is right now for the service that a frontend led to before
-	seen   map[bpf.FrontendKey][3]bool
+	seen   map[bpf.FrontendKey][4]bool
 	last   map[bpf.FrontendKey]glance
 
 	readers []*reader
@@ -74,6 +74,8 @@ type reader struct {
 	step    int
 	service uint32
 	set     bpf.Set
+	ranges  uint32 // set of source ranges
+	clients string // that it lets in
 	slot    uint32
 	allowed []string // sets that it may have read
 	pace    int      // one read in so many writes
@@ -106,7 +108,7 @@ func history(t *testing.T, seed uint64) {
 		faults: 10, crashes: 20, meaning: map[bpf.ID]meaning{},
 	}
 	if seed%4 == 3 {
-		r.m.frontendCap, r.m.slotCap, r.m.backendCap, r.m.serviceCap = 14, 96, 80, 24 // some of it fills up
+		r.m.frontendCap, r.m.slotCap, r.m.backendCap, r.m.serviceCap, r.m.rangeCap = 14, 96, 80, 24, 4 // some of it fills up
 	}
 	if seed%7 == 0 {
 		r.faults, r.crashes = 0, 0
@@ -158,10 +160,12 @@ func history(t *testing.T, seed uint64) {
 	r.settle()
 	r.compareAll()
 	m := r.m
-	if n := len(m.frontends) + len(m.ips) + len(m.services) + len(m.backends) + len(m.ids[bpf.IDService]) + len(m.ids[bpf.IDBackend]); n != 0 {
-		r.fatalf("left behind: %v %v %v %v %v", m.frontends, m.ips, m.services, m.backends, m.ids)
+	if n := len(m.frontends) + len(m.ips) + len(m.services) + len(m.backends) + len(m.ids[bpf.IDService]) + len(m.ids[bpf.IDBackend]) +
+		len(m.ids[bpf.IDSourceRange]) + len(m.ranges); n != 0 {
+		r.fatalf("left behind: %v %v %v %v %v %v", m.frontends, m.ips, m.services, m.backends, m.ids, m.ranges)
 	}
-	if s := r.proxy; s.space.used != 0 || len(s.space.starts) != 1 || len(s.ports) != 0 || len(s.frontends) != 0 || len(s.ips) != 0 || s.placed != 0 {
+	if s := r.proxy; s.space.used != 0 || len(s.space.starts) != 1 || len(s.ports) != 0 || len(s.frontends) != 0 || len(s.ips) != 0 || len(s.ranges) != 0 ||
+		s.placed != 0 {
 		r.fatalf("not forgotten: %+v %d slots in %d free ranges, %d ports, %d frontends, %d IPs, %d placed", portNames(s), s.space.used, len(s.space.starts),
 			len(s.ports), len(s.frontends), len(s.ips), s.placed)
 	}
@@ -259,7 +263,7 @@ func (r *trial) apply(b cluster.Batch) {
 // expect notes what a program finds now, and what it should.
 func (r *trial) expect() {
 	e := r.w.oracle()
-	r.old, r.former, r.seen = map[bpf.FrontendKey]outcome{}, map[Key]outcome{}, map[bpf.FrontendKey][3]bool{}
+	r.old, r.former, r.seen = map[bpf.FrontendKey]outcome{}, map[Key]outcome{}, map[bpf.FrontendKey][4]bool{}
 	r.left, r.last = map[bpf.FrontendKey]outcome{}, map[bpf.FrontendKey]glance{}
 	for k := range r.m.frontends {
 		r.old[k] = r.m.frontend(k)
@@ -331,6 +335,17 @@ func (r *trial) compareAll() {
 		if got := r.m.service(id.ID); got != want {
 			r.fatalf("service %s is %+v, want %+v", k, got, want)
 		}
+	}
+	sets := map[string]bool{}
+	for set := range r.m.ranges {
+		if is := r.m.clients(set); sets[is] || !r.m.named(set) {
+			r.fatalf("source range set %d of %s is there twice, or nobody has it", set, is)
+		} else {
+			sets[is] = true
+		}
+	}
+	if n := len(r.m.ids[bpf.IDSourceRange]); n != len(sets) {
+		r.fatalf("%d ids of %d source range sets", n, len(sets))
 	}
 	var used uint32
 	for _, s := range r.m.services {
@@ -418,10 +433,11 @@ func (r *trial) lookAt(k bpf.FrontendKey) {
 	// The same words by chance at another service are not the new state.
 	there := r.m.frontends[k].Service == r.m.ids[bpf.IDService][bpf.Sign(r.target.owner[k].description())].ID
 	seen := r.seen[k]
-	for i, part := range [3][5]any{
+	for i, part := range [4][5]any{
 		{got.Cluster, old.Cluster, want.Cluster, former.Cluster, left.Cluster},
 		{got.Local, old.Local, want.Local, former.Local, left.Local},
 		{got.Config, old.Config, want.Config, former.Config, left.Config},
+		{got.Clients, old.Clients, want.Clients, former.Clients, left.Clients},
 	} {
 		switch {
 		case part[0] == part[2]:
@@ -484,6 +500,7 @@ func (r *trial) read(x *reader) {
 		if !ok || s.Incarnation == 0 {
 			r.fatalf("a reader of frontend %s came to service %d, which is gone", x.key, x.service)
 		}
+		x.ranges, x.clients = s.SourceRange, r.m.clients(s.SourceRange)
 		x.set = s.Cluster
 		if x.local {
 			x.set = s.Local
@@ -493,6 +510,9 @@ func (r *trial) read(x *reader) {
 			x.step = 4
 		}
 	case 2:
+		if got := r.m.clients(x.ranges); got != x.clients {
+			r.fatalf("a reader of frontend %s came to source range set %d of %q, which lets in %q", x.key, x.ranges, x.clients, got)
+		}
 		x.slot = r.m.slots[x.set.Offset+uint32(r.rand.IntN(int(x.set.Length)))]
 	case 3:
 		b, ok := r.m.backends[x.slot]
@@ -502,121 +522,6 @@ func (r *trial) read(x *reader) {
 		}
 	}
 	x.step++
-}
-
-// event makes a few random things happen at once.
-func (r *trial) event() {
-	var b cluster.Batch
-	for range 1 + r.rand.IntN(4) {
-		b.Changes = append(b.Changes, r.change())
-	}
-	r.apply(b)
-}
-
-func (r *trial) pick(n int) int { return r.rand.IntN(n) }
-
-func (r *trial) chance(percent int) bool { return r.rand.IntN(100) < percent }
-
-func (r *trial) change() cluster.Change {
-	name := fmt.Sprint("s", r.pick(6))
-	key := cluster.Key{Namespace: "ns", Name: name}
-	switch n := r.pick(20); {
-	case n == 0:
-		return cluster.Change{Kind: cluster.ServiceKind, Key: key}
-	case n < 5:
-		return cluster.Change{Kind: cluster.ServiceKind, Key: key, Value: r.service(key)}
-	case n == 5:
-		node := []string{"here", "there", "far"}[r.pick(3)]
-		return cluster.Change{Kind: cluster.NodeKind, Key: cluster.Key{Name: node}, Value: &cluster.Node{
-			Name: node, Zone: []string{"", "a", "b"}[r.pick(3)], InternalIPs: []netip.Addr{addr4(10, 1, byte(r.pick(8)))},
-		}}
-	case n < 8:
-		return cluster.Change{Kind: cluster.SliceKind, Key: cluster.Key{Namespace: "ns", Name: fmt.Sprint("slice", r.pick(10))}}
-	}
-	slice := fmt.Sprint("slice", r.pick(10))
-	return cluster.Change{Kind: cluster.SliceKind, Key: cluster.Key{Namespace: "ns", Name: slice}, Value: r.slice(slice, name)}
-}
-
-func addr4(b, c, d byte) netip.Addr { return netip.AddrFrom4([4]byte{10, b, c, d}) }
-
-func addr6(c, d byte) netip.Addr { return netip.AddrFrom16([16]byte{0: 0xfd, 14: c, 15: d}) }
-
-func (r *trial) service(k cluster.Key) *cluster.Service {
-	s := &cluster.Service{
-		Namespace: k.Namespace, Name: k.Name, UID: fmt.Sprint("uid", r.pick(3)), Created: time.Unix(int64(100+r.pick(3)), 0),
-		InternalLocal: r.chance(25), ExternalLocal: r.chance(25),
-	}
-	if !r.chance(20) {
-		s.ClusterIPs = append(s.ClusterIPs, addr4(0, 0, byte(r.pick(5))))
-	}
-	if r.chance(40) {
-		s.ClusterIPs = append(s.ClusterIPs, addr6(0, byte(r.pick(5))))
-	}
-	if r.chance(30) {
-		s.LoadBalancerIPs = append(s.LoadBalancerIPs, addr4(0, 0, byte(r.pick(8))))
-	}
-	if r.chance(30) {
-		s.ExternalIPs = append(s.ExternalIPs, addr4(0, 0, byte(r.pick(8))), addr6(0, byte(r.pick(8))))
-	}
-	if r.chance(20) {
-		s.AffinitySeconds = 1 + r.pick(2)
-	}
-	for i, name := range []string{"a", "b", "c"} {
-		if r.chance(60) {
-			p := cluster.ServicePort{Name: name, Protocol: []cluster.Protocol{cluster.TCP, cluster.UDP, cluster.TCP}[i], Port: uint16(80 + r.pick(2))}
-			if p.Name == "c" {
-				p.Port += 2
-			}
-			if r.chance(30) {
-				p.NodePort = uint16(30000 + r.pick(3))
-			}
-			s.Ports = append(s.Ports, p)
-		}
-	}
-	return s
-}
-
-func (r *trial) slice(name, service string) *cluster.Slice {
-	s := &cluster.Slice{Namespace: "ns", Name: name, Service: service, IPv6: r.chance(25)}
-	for _, p := range []cluster.SlicePort{{Name: "a", Protocol: cluster.TCP, Port: 8080}, {Name: "b", Protocol: cluster.UDP, Port: 53}, {Name: "c", Protocol: cluster.TCP, Port: 8081}} {
-		if r.chance(80) {
-			p.Port += uint16(r.pick(2))
-			s.Ports = append(s.Ports, p)
-		}
-	}
-	hints := r.pick(3)
-	for range r.pick(5) {
-		e := cluster.Endpoint{
-			Addr: addr4(1, 0, byte(r.pick(8))), Ready: r.chance(70), Serving: r.chance(80), Terminating: r.chance(20),
-			Node: []string{"here", "there", "far", ""}[r.pick(4)],
-		}
-		if s.IPv6 {
-			e.Addr = addr6(1, byte(r.pick(8)))
-		}
-		if hints == 1 || r.chance(20) {
-			e.ForZones = []string{"a", "b"}[r.pick(2):]
-		}
-		if hints == 2 || r.chance(20) {
-			e.ForNodes = []string{"here", "there", "far"}[r.pick(3):]
-		}
-		s.Endpoints = append(s.Endpoints, e)
-	}
-	return s
-}
-
-func describe(b cluster.Batch) string {
-	var all []string
-	for _, c := range b.Changes {
-		switch v := c.Value.(type) {
-		case *cluster.Service:
-			all = append(all, fmt.Sprintf("service %s %v lb=%v ext=%v %v local=%v/%v", v.Name, v.ClusterIPs, v.LoadBalancerIPs, v.ExternalIPs, v.Ports, v.InternalLocal, v.ExternalLocal))
-		case *cluster.Slice:
-			all = append(all, fmt.Sprintf("slice %s of %s v6=%v %v %d endpoints", v.Name, v.Service, v.IPv6, v.Ports, len(v.Endpoints)))
-		default:
-			all = append(all, fmt.Sprintf("%v %v %+v", c.Kind, c.Key, c.Value))
-		}
-	}
-	return strings.Join(all, "; ")
 }
 
 func portNames(s *Proxy) (all []string) {

@@ -34,7 +34,7 @@ var update = flag.Bool("update", false, "write what the maps hold into the scrip
 //	apply.yaml    objects that come or change, as one event
 //	delete.yaml   objects that go, as one event
 //	restart       the agent is replaced; the maps stay
-//	full NAME=N   the map may hold N elements from here on: frontends, slots, backends
+//	full NAME=N   the map may hold N elements from here on: frontends, slots, backends, ranges
 //	maps          what the maps hold once everything is settled
 //	conditions    what Conditions says
 //
@@ -141,6 +141,8 @@ func (s *script) full(arg string) {
 		switch name {
 		case "frontends":
 			s.m.frontendCap = n
+		case "ranges":
+			s.m.rangeCap = int(n)
 		case "backends":
 			s.m.backendCap = n
 		case "slots":
@@ -243,6 +245,9 @@ func (m *model) dump() string {
 		if w.AffinitySeconds != 0 {
 			line += fmt.Sprintf(" | affinity %d s", w.AffinitySeconds)
 		}
+		if w.SourceRange != 0 && f.Class == bpf.FrontendLoadBalancer {
+			line += " | clients " + m.clients(w.SourceRange)
+		}
 		lines = append(lines, line)
 	}
 	for _, b := range m.backends {
@@ -259,6 +264,12 @@ func (m *model) dump() string {
 	}
 	for a, n := range m.ips {
 		lines = append(lines, fmt.Sprintf("cluster IP %s of %d", a, n))
+	}
+	for p := range m.cidrs {
+		lines = append(lines, "service CIDR "+p.String())
+	}
+	if len(m.ranges) > 0 {
+		lines = append(lines, fmt.Sprintf("%d source range sets, %d ids", len(m.ranges), len(m.ids[bpf.IDSourceRange])))
 	}
 	lines = append(lines, fmt.Sprintf("%d services, %d backends, %d ids, %d slots", len(m.services), len(m.backends),
 		len(m.ids[bpf.IDService])+len(m.ids[bpf.IDBackend]), m.used))

@@ -36,9 +36,15 @@ type Config struct {
 	// 0: one second.
 	Linger time.Duration
 
+	IgnoreExternalIPs bool           // see Here
+	ServiceCIDRs      []netip.Prefix // where ClusterIPs come from, masked: what no Service has of them is dropped
+
 	// OnBackendsGone is called, without locks, after UDP backends stopped serving: their connected sockets are to be destroyed once
 	// they are away for a second. Nil: nobody listens.
 	OnBackendsGone func()
+
+	// OnHealthChecks is called, without locks, after what HealthChecks returns changed. Nil: nobody listens.
+	OnHealthChecks func()
 
 	Fault func(stage reconcile.Stage, name string) error // see reconcile.Options
 	Now   func() time.Time                               // nil: time.Now
@@ -68,16 +74,21 @@ type Proxy struct {
 	placed    uint32 // frontends in the map, and room promised to others
 	ips       map[netip.Addr]*clusterIP
 	space     *slotSpace
-	leftover  map[uint32]*leftover // backends of an agent before this one that no port has taken yet, by id
+	ranges    map[bpf.Signature]*rangeSet
+	cidrs     map[netip.Prefix]bool // service CIDRs that are to be written or removed: is it wanted?
+	leftover  map[uint32]*leftover  // backends of an agent before this one that no port has taken yet, by id
 
 	// What is to be tried again.
 	failedPorts     reconcile.Retry[bpf.Signature]
 	failedFrontends reconcile.Retry[bpf.FrontendKey]
 	failedIPs       reconcile.Retry[netip.Addr]
+	failedCIDRs     reconcile.Retry[netip.Prefix]
 	adoptErr        error
 
 	byHost   map[netip.Addr][]*record // records with endpoints that may be on a host network, by address
-	silenced bool                     // a UDP backend stopped serving since OnBackendsGone was called
+	checks   map[cluster.Key]HealthCheck
+	checked  bool // checks changed since OnHealthChecks was called
+	silenced bool // a UDP backend stopped serving since OnBackendsGone was called
 	stats    Stats
 }
 
@@ -119,6 +130,7 @@ func New(c Config) (*Proxy, error) {
 		frontends: map[bpf.FrontendKey]*frontend{},
 		ips:       map[netip.Addr]*clusterIP{},
 		leftover:  map[uint32]*leftover{},
+		checks:    map[cluster.Key]HealthCheck{},
 		byHost:    map[netip.Addr][]*record{},
 	}
 	s.runner = reconcile.NewRunner(reconcile.Options{Lock: &s.mu, Grace: c.Tables.Grace, Linger: c.Linger, Fault: c.Fault, Now: c.Now})
@@ -135,13 +147,10 @@ func (s *Proxy) Apply(b cluster.Batch) {
 	} else if s.gate() {
 		s.start()
 	}
-	silenced := s.silenced && s.open
-	s.silenced = s.silenced && !silenced
+	tell := s.news()
 	s.mu.Unlock()
 	s.kick()
-	if silenced && s.cfg.OnBackendsGone != nil {
-		s.cfg.OnBackendsGone()
-	}
+	tell()
 }
 
 // Synced says whether the gate is open and the maps hold, or refused with a condition, everything known then.
@@ -172,6 +181,7 @@ func (s *Proxy) start() {
 	}
 	s.unwanted(w)
 	s.write(w)
+	s.writeCIDRs(slices.SortedFunc(maps.Keys(s.cidrs), comparePrefixes), began)
 	s.stats.LastSync = s.cfg.Now().Sub(began)
 	s.log.Info("services synced", "services", len(s.records), "took", s.stats.LastSync)
 }
@@ -202,6 +212,7 @@ func (s *Proxy) unwanted(w *work) {
 	for _, a := range addrs {
 		w.ip(a)
 	}
+	s.unwantedRanges()
 }
 
 // all marks every record, in order of names so that ids and slots of a first start do not depend on chance.
@@ -250,7 +261,7 @@ func (s *Proxy) Run(ctx context.Context) error {
 
 // next returns when there is something to tend; the lock is held.
 func (s *Proxy) next() (at time.Time, ok bool) {
-	for _, f := range []func() (time.Time, bool){s.runner.Next, s.failedPorts.Next, s.failedFrontends.Next, s.failedIPs.Next} {
+	for _, f := range []func() (time.Time, bool){s.runner.Next, s.failedPorts.Next, s.failedFrontends.Next, s.failedIPs.Next, s.failedCIDRs.Next} {
 		if t, some := f(); some && (!ok || t.Before(at)) {
 			at, ok = t, true
 		}
@@ -275,17 +286,29 @@ func (s *Proxy) tend() error {
 			s.failedPorts.Hurry(now)
 			s.failedFrontends.Hurry(now)
 			s.failedIPs.Hurry(now)
+			s.failedCIDRs.Hurry(now)
 		}
 		s.again(now)
 		s.cfg.Tables.SetSlotsUsed(s.space.used)
 	}
-	silenced := s.silenced
-	s.silenced = false
+	tell := s.news()
 	s.mu.Unlock()
-	if silenced && s.cfg.OnBackendsGone != nil {
-		s.cfg.OnBackendsGone()
-	}
+	tell()
 	return err
+}
+
+// news returns what is to be called without the lock for what happened since it was asked last; the lock is held.
+func (s *Proxy) news() func() {
+	silenced, checked := s.silenced && s.open, s.checked
+	s.silenced, s.checked = s.silenced && !silenced, false
+	return func() {
+		if silenced && s.cfg.OnBackendsGone != nil {
+			s.cfg.OnBackendsGone()
+		}
+		if checked && s.cfg.OnHealthChecks != nil {
+			s.cfg.OnHealthChecks()
+		}
+	}
 }
 
 // again tries what failed and is due; the lock is held.
@@ -303,6 +326,7 @@ func (s *Proxy) again(now time.Time) {
 	slices.SortFunc(keys, compareFrontends)
 	addrs := s.failedIPs.Due(now)
 	slices.SortFunc(addrs, netip.Addr.Compare)
+	s.writeCIDRs(s.failedCIDRs.Due(now), now)
 	if len(ports)+len(keys)+len(addrs) == 0 && len(s.leftover) == 0 {
 		return
 	}

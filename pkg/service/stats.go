@@ -49,7 +49,7 @@ func (s *Proxy) Stats() Stats {
 	if s.space != nil {
 		st.SlotsUsed, st.SlotsTotal = s.space.used, s.space.capacity
 	}
-	st.Retrying = s.failedPorts.Len() + s.failedFrontends.Len() + s.failedIPs.Len()
+	st.Retrying = s.failedPorts.Len() + s.failedFrontends.Len() + s.failedIPs.Len() + s.failedCIDRs.Len()
 	st.Pending = s.runner.Pending()
 	switch {
 	case s.open:

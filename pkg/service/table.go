@@ -23,6 +23,16 @@ type Tables interface {
 	DeleteClusterIP(netip.Addr) error
 	ClusterIPs() (map[netip.Addr]uint32, error)
 
+	// A prefix more or less in a set of load balancers' clients; services name sets by their number.
+	PutSourceRange(set uint32, p netip.Prefix) error
+	DeleteSourceRange(set uint32, p netip.Prefix) error
+	SourceRanges() (map[uint32][]netip.Prefix, error)
+
+	// PutServiceCIDR says that ClusterIPs come from a prefix: what no Service has of it is dropped.
+	PutServiceCIDR(netip.Prefix) error
+	DeleteServiceCIDR(netip.Prefix) error
+	ServiceCIDRs() ([]netip.Prefix, error)
+
 	Flip(id uint32, s bpf.Service) error
 	DeleteService(id uint32) error
 	Services() ([]bpf.Service, error)

@@ -5,6 +5,7 @@ package service
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,6 +27,7 @@ type View struct {
 	InternalPolicy  string         `json:"internalTrafficPolicy"`
 	ExternalPolicy  string         `json:"externalTrafficPolicy"`
 	AffinitySeconds uint32         `json:"affinitySeconds,omitempty"`
+	SourceRanges    []netip.Prefix `json:"sourceRanges,omitempty"` // clients of load balancer addresses; none: everybody
 	Frontends       []FrontendView `json:"frontends"`
 	Backends        []BackendView  `json:"backends"`
 	Cluster         int            `json:"cluster"`                  // backends in the cluster set
@@ -96,6 +98,9 @@ func (s *Proxy) view(p *port) View {
 		Local:           int(p.words.Local.Length),
 		Frontends:       []FrontendView{},
 		Backends:        []BackendView{},
+	}
+	if p.ranges != nil {
+		v.SourceRanges = slices.SortedFunc(maps.Keys(p.ranges.have), comparePrefixes)
 	}
 	if p.words.Cluster.Length == 0 {
 		v.ClusterEmpty = verdictName(p.words.Cluster.Verdict)
@@ -169,6 +174,11 @@ func (s *Proxy) Conditions() []Condition {
 	for a := range s.ips {
 		if e := s.failedIPs.Get(a); e != nil {
 			all = append(all, Condition{Object: "cluster IP " + a.String(), Message: reason(e.Err), Since: e.Since, Tries: e.Tries})
+		}
+	}
+	for c := range s.cidrs {
+		if e := s.failedCIDRs.Get(c); e != nil {
+			all = append(all, Condition{Object: "service CIDR " + c.String(), Message: reason(e.Err), Since: e.Since, Tries: e.Tries})
 		}
 	}
 	for _, r := range s.records {

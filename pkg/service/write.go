@@ -4,6 +4,7 @@ package service
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/fairlead/fairlead/pkg/bpf"
 )
@@ -90,6 +91,7 @@ func (s *Proxy) compile(r *record, w *work) {
 		s.claim(p, w)
 	}
 	s.indexHosts(r)
+	s.check(r)
 	if r.service == nil && len(r.slices) == 0 {
 		delete(s.records, r.key)
 	}
@@ -99,6 +101,12 @@ func (s *Proxy) compile(r *record, w *work) {
 // then what no frontend leads to goes.
 func (s *Proxy) write(w *work) {
 	now := s.cfg.Now()
+	// Whose ranges go together with its address must not be open to everybody in between.
+	for _, k := range w.frontends {
+		if f := s.frontends[k]; f != nil && len(f.claims) == 0 && f.at != nil && f.class == bpf.FrontendLoadBalancer {
+			s.placeOrFail(k, w, now)
+		}
+	}
 	for _, p := range w.ports {
 		if p.want == nil {
 			s.failedPorts.Forget(p.sig)
@@ -128,16 +136,7 @@ func (s *Proxy) write(w *work) {
 	}
 	s.writeIPs(w.ips, false, now)
 	for _, k := range w.frontends {
-		left, err := s.place(k)
-		if left != nil {
-			w.port(left)
-		}
-		if err != nil {
-			s.failedFrontends.Failed(k, err, now)
-			s.stats.Failures++
-		} else {
-			s.failedFrontends.Forget(k)
-		}
+		s.placeOrFail(k, w, now)
 	}
 	s.writeIPs(w.ips, true, now)
 	for _, p := range w.ports {
@@ -151,9 +150,23 @@ func (s *Proxy) write(w *work) {
 	s.cfg.Tables.SetSlotsUsed(s.space.used)
 }
 
+// placeOrFail leads a frontend where it should, or notes that this is to be tried again.
+func (s *Proxy) placeOrFail(k bpf.FrontendKey, w *work, now time.Time) {
+	left, err := s.place(k)
+	if left != nil {
+		w.port(left)
+	}
+	if err != nil {
+		s.failedFrontends.Failed(k, err, now)
+		s.stats.Failures++
+	} else {
+		s.failedFrontends.Forget(k)
+	}
+}
+
 // here returns what compilation depends on besides the Service.
 func (s *Proxy) here() Here {
-	h := Here{Node: s.cfg.Node, Host: func(a netip.Addr) bool { return s.hosts[a] > 0 }}
+	h := Here{Node: s.cfg.Node, Host: func(a netip.Addr) bool { return s.hosts[a] > 0 }, IgnoreExternalIPs: s.cfg.IgnoreExternalIPs}
 	if n := s.nodes[s.cfg.Node]; n != nil {
 		h.Zone = n.Zone
 	}
