@@ -372,7 +372,7 @@ func serve(dir string, v4 bool, profile string) (err error) {
 		RunDir: dir, StateDir: filepath.Join(dir, "state"), Pools: pools, MTU: 1450, GatewayMAC: gateway,
 		Sources:   []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
 		Filters:   link.Filters{FromPodFD: from.FD, FromPodID: from.ID, ToPodFD: to.FD, ToPodID: to.ID},
-		Dataplane: objects.Endpoints(), IDs: objects.IDs(), Log: log,
+		Dataplane: objects.Endpoints(), HostPorts: objects.HostPorts(), IDs: objects.IDs(), Log: log,
 	})
 	if err != nil {
 		return err

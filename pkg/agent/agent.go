@@ -183,7 +183,7 @@ func (a *agent) run(parent context.Context) (err error) {
 	// Pods of this node: those of the agent before are taken over, then the container runtime is answered.
 	endpoints, err := endpoint.Open(endpoint.Config{
 		RunDir: a.config.RunDir, StateDir: a.config.StateDir, Pools: self.PodCIDRs, MTU: self.MTU, GatewayMAC: self.GatewayMAC,
-		Sources: podSources(self), Filters: filters, Dataplane: objects.Endpoints(), IDs: objects.IDs(), Log: a.log,
+		Sources: podSources(self), Filters: filters, Dataplane: objects.Endpoints(), HostPorts: objects.HostPorts(), IDs: objects.IDs(), Log: a.log,
 	})
 	if err != nil {
 		return err

@@ -24,6 +24,7 @@ type Config struct {
 	DNS         json.RawMessage
 	IPs         []netip.Addr // capability ips
 	MAC         string       // capability mac
+	HostPorts   []HostPort   // capability portMappings
 	Annotations map[string]string
 	Valid       *[]Attachment // GC; nil: absent or null
 }
@@ -32,11 +33,7 @@ type Config struct {
 var configKeys = []string{"cniVersion", "cniVersions", "name", "type", "capabilities", "runtimeConfig", "prevResult", "dns", "args",
 	"disableCheck", "disableGC", "runDir"}
 
-// portMapping and bandwidth are two capabilities of the runtime (CNI CONVENTIONS.md).
-type portMapping struct {
-	HostPort int `json:"hostPort"`
-}
-
+// bandwidth is a capability of the runtime (CNI CONVENTIONS.md).
 type bandwidth struct {
 	IngressRate  uint64 `json:"ingressRate"`
 	IngressBurst uint64 `json:"ingressBurst"`
@@ -92,11 +89,10 @@ func (c *Config) capabilities(raw json.RawMessage) error {
 	if err := json.Unmarshal(raw, &all); err != nil {
 		return Errorf(CodeDecode, "network configuration: runtimeConfig: %v", err)
 	}
-	var ports []portMapping
 	var rate bandwidth
 	var ips []string
 	var annotations map[string]string
-	for key, to := range map[string]any{"portMappings": &ports, "bandwidth": &rate, "ips": &ips, "mac": &c.MAC,
+	for key, to := range map[string]any{"bandwidth": &rate, "ips": &ips, "mac": &c.MAC,
 		"io.kubernetes.cri.pod-annotations": &annotations} {
 		if given(all[key]) {
 			if err := json.Unmarshal(all[key], to); err != nil {
@@ -104,11 +100,9 @@ func (c *Config) capabilities(raw json.RawMessage) error {
 			}
 		}
 	}
-	for i, p := range ports {
-		if p.HostPort != 0 {
-			return Errorf(CodeUnsupported, "runtimeConfig: portMappings[%d]: %s: host ports are not supported yet: remove hostPort from the pod, or use a NodePort Service",
-				i, all["portMappings"])
-		}
+	var err error
+	if c.HostPorts, err = parseHostPorts(all["portMappings"]); err != nil {
+		return err
 	}
 	if rate.IngressRate != 0 || rate.EgressRate != 0 {
 		return Errorf(CodeUnsupported, "runtimeConfig: bandwidth: %s: bandwidth limits are not supported yet: remove the kubernetes.io/ingress-bandwidth and egress-bandwidth annotations",

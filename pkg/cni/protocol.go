@@ -58,6 +58,7 @@ type Request struct {
 	Pod         Pod               `json:"pod,omitzero"`
 	IPs         []netip.Addr      `json:"ips,omitempty"`         // capability ips: at most one per family
 	MAC         string            `json:"mac,omitempty"`         // capability mac
+	HostPorts   []HostPort        `json:"hostPorts,omitempty"`   // capability portMappings: ADD and CHECK
 	Annotations map[string]string `json:"annotations,omitempty"` // of the pod, fairlead.io/* only
 	Valid       *[]Attachment     `json:"valid,omitempty"`       // GC: what the runtime still knows; nil: it did not say
 	Trace       map[string]string `json:"trace,omitempty"`       // TRACEPARENT, TRACESTATE, BAGGAGE
@@ -100,11 +101,12 @@ func (a Attachment) String() string { return a.ContainerID + "/" + a.Ifname }
 
 // Result is what ADD made.
 type Result struct {
-	HostLink string       `json:"hostLink"`
-	HostMAC  string       `json:"hostMAC"`
-	PodMAC   string       `json:"podMAC"`
-	MTU      int          `json:"mtu"` // bytes
-	Addrs    []Assignment `json:"addrs"`
+	HostLink  string       `json:"hostLink"`
+	HostMAC   string       `json:"hostMAC"`
+	PodMAC    string       `json:"podMAC"`
+	MTU       int          `json:"mtu"` // bytes
+	Addrs     []Assignment `json:"addrs"`
+	HostPorts int          `json:"hostPorts,omitempty"` // how many of the request's were seen: an agent without host ports says 0
 }
 
 // Assignment is an address of the pod and its gateway.

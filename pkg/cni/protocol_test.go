@@ -355,7 +355,7 @@ func TestInstall(t *testing.T) {
 }
 
 func FuzzParseConfig(f *testing.F) {
-	for _, s := range []string{"", "{}", "null", `{"cniVersion":"1.0.0","name":"x","runDir":"/r","runtimeConfig":{"ips":["10.0.0.1/24"],"mac":"02:00:00:00:00:01","portMappings":[{"hostPort":1}]}}`,
+	for _, s := range []string{"", "{}", "null", `{"cniVersion":"1.0.0","name":"x","runDir":"/r","runtimeConfig":{"ips":["10.0.0.1/24"],"mac":"02:00:00:00:00:01","portMappings":[{"hostPort":1,"containerPort":2,"protocol":"UDP","hostIP":"::1"}]}}`,
 		`{"cni.dev/valid-attachments":[{"containerID":"a","ifname":"b"}]}`, `{"runtimeConfig":{"bandwidth":{"ingressRate":18446744073709551615}}}`, `{"ipam":{}}`} {
 		f.Add([]byte(s), true)
 		f.Add([]byte(s), false)

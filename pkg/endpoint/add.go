@@ -25,13 +25,16 @@ const lockWait = 10 * time.Second
 // annotationSocketLB turns the socket path off for a pod.
 const annotationSocketLB = "fairlead.io/socket-lb"
 
-// Add connects a pod: addresses and journal, link, table of the programs, filters, and only then the link goes up. A failure takes
-// everything back. Nothing in it waits for a grace period of the kernel. The same ADD again, for an endpoint that is whole, has the same
-// result.
+// Add connects a pod: addresses, host ports and journal, link, table of the programs, filters, then the link goes up, and at last the
+// host ports lead to it. A failure takes everything back. Nothing in it waits for a grace period of the kernel. The same ADD again, for
+// an endpoint that is whole, has the same result.
 func (t *Table) Add(ctx context.Context, req *cni.Request, netns *os.File) (*cni.Result, error) {
 	began := t.enter(cni.Add, attachment(req))
 	r, err := t.add(ctx, req, netns)
 	t.leave(cni.Add, attachment(req), began, err)
+	if err == nil {
+		r.HostPorts = len(req.HostPorts)
+	}
 	return r, err
 }
 
@@ -68,6 +71,9 @@ func (t *Table) add(ctx context.Context, req *cni.Request, netns *os.File) (*cni
 	if err := t.connect(e, netns); err != nil {
 		return nil, errors.Join(err, t.rollback(e))
 	}
+	if err := t.expose(e); err != nil {
+		return nil, errors.Join(err, t.rollback(e))
+	}
 	if err := t.commit(e); err != nil {
 		return nil, errors.Join(err, t.rollback(e))
 	}
@@ -99,6 +105,14 @@ func (t *Table) describe(req *cni.Request) (*Endpoint, error) {
 	default:
 		return nil, cni.Errorf(cni.CodeConfig, "annotation %s: %q is neither \"on\" nor \"off\"", annotationSocketLB, v)
 	}
+	var gets []netip.Addr // one of each pool
+	for _, p := range t.cfg.Pools {
+		gets = append(gets, p.Addr())
+	}
+	ports, err := hostPorts(req.HostPorts, gets)
+	if err != nil {
+		return nil, err
+	}
 	return &Endpoint{
 		Link:        attachment(req).LinkName(),
 		ContainerID: req.ContainerID,
@@ -106,13 +120,15 @@ func (t *Table) describe(req *cni.Request) (*Endpoint, error) {
 		Pod:         req.Pod,
 		MAC:         net.HardwareAddr(mac[:]).String(),
 		MTU:         t.cfg.MTU,
+		HostPorts:   ports,
 		SocketLBOff: off,
 		Netns:       req.Netns,
 		Created:     sinceBoot(),
 	}, nil
 }
 
-// again answers an ADD for an endpoint that exists: its result when it is whole and in the same namespace.
+// again answers an ADD for an endpoint that exists: its result when it is whole, in the same namespace and with the host ports that are
+// wanted.
 func (t *Table) again(old *Endpoint, req *cni.Request, netns *os.File) (*cni.Result, error) {
 	t.learn(old, req, netns)
 	cookie, err := link.NamespaceCookie(int(netns.Fd()))
@@ -122,17 +138,27 @@ func (t *Table) again(old *Endpoint, req *cni.Request, netns *os.File) (*cni.Res
 	if cookie != old.Cookie {
 		return nil, cni.Errorf(cni.CodeTaken, "container %s has %s already, in another network namespace: DEL it first", req.ContainerID, req.Ifname)
 	}
+	wanted, err := hostPorts(req.HostPorts, old.Addrs)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Equal(wanted, old.HostPorts) {
+		return nil, cni.Errorf(cni.CodeTaken, "container %s has %s already, with other host ports: DEL it first", req.ContainerID, req.Ifname)
+	}
 	if err := t.check(old, netns); err != nil {
 		return nil, cni.Errorf(cni.CodeTaken, "container %s has %s already, and it is broken: DEL it first: %v", req.ContainerID, req.Ifname, err)
 	}
 	return t.result(old), nil
 }
 
-// reserve gives the endpoint its addresses, one of each pool, and writes that down.
+// reserve gives the endpoint its host ports and its addresses, one of each pool, and writes that down.
 func (t *Table) reserve(e *Endpoint, wanted []netip.Addr) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := sinceBoot()
+	if other, p := t.claimant(e.HostPorts, ""); other != nil {
+		return cni.Errorf(cni.CodeTaken, "hostPort %d, protocol %s: %s has it (container %s, on %s)", p.Port, p.Protocol, other.podName(), other.ContainerID, p.Addr)
+	}
 	err := t.pick(e, wanted, now)
 	if err == nil {
 		if err = t.journal.append(entry{Op: opBegin, Endpoint: e}); err != nil {
@@ -273,7 +299,7 @@ func (t *Table) commit(e *Endpoint) error {
 
 // rollback takes back what an ADD did before it failed, as far as the kernel lets it; what it does not is retried behind it.
 func (t *Table) rollback(e *Endpoint) error {
-	err := t.cfg.Dataplane.Delete(e.ID)
+	err := errors.Join(t.conceal(e), t.cfg.Dataplane.Delete(e.ID))
 	if delErr := t.veths.Delete(e.Link); delErr != nil {
 		err = errors.Join(err, delErr)
 		t.doomed.add(e.Link, doom{due: time.Now().Add(linger), cookie: e.Cookie, ifname: e.Ifname})

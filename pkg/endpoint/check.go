@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/fairlead/fairlead/pkg/cni"
 	"github.com/fairlead/fairlead/pkg/ipam"
@@ -14,7 +15,7 @@ import (
 )
 
 // Check compares an endpoint with what ADD made: record, addresses, both sides of the link, neighbours and routes, filters, and the
-// programs' table. What others added is no error.
+// programs' tables. What others added is no error.
 func (t *Table) Check(ctx context.Context, req *cni.Request, netns *os.File) error {
 	began := t.enter(cni.Check, attachment(req))
 	err := t.checkRequest(ctx, req, netns)
@@ -34,6 +35,15 @@ func (t *Table) checkRequest(ctx context.Context, req *cni.Request, netns *os.Fi
 		return cni.Errorf(cni.CodeUnknown, "container %s has no interface %s", a.ContainerID, a.Ifname)
 	}
 	t.learn(e, req, netns)
+	wanted, err := hostPorts(req.HostPorts, e.Addrs)
+	if err != nil {
+		return err
+	}
+	for _, p := range wanted {
+		if !slices.Contains(e.HostPorts, p) {
+			return cni.Errorf(cni.CodeBroken, "check %s: host port %s to %d is not the container's", a, hostPortKey(p), p.To)
+		}
+	}
 	if err := t.check(e, netns); err != nil {
 		return cni.Errorf(cni.CodeBroken, "check %s: %v", a, err)
 	}
@@ -72,6 +82,9 @@ func (t *Table) check(e *Endpoint, netns *os.File) error {
 	}
 	if got, ok := t.cfg.Dataplane.Get(e.ID); !ok || got != want {
 		return fmt.Errorf("endpoint %d is missing or different in the programs' table", e.ID)
+	}
+	if err := t.checkHostPorts(e); err != nil {
+		return err
 	}
 	if err := t.veths.VerifyFilters(e.Ifindex, t.cfg.Filters); err != nil {
 		return err

@@ -42,7 +42,7 @@ func victim() {
 			return err
 		}
 		k := &killer{point: arg[3]}
-		c.Dataplane, c.IDs = killTable{c.Dataplane, k}, killIDs{c.IDs, k}
+		c.Dataplane, c.HostPorts, c.IDs = killTable{c.Dataplane, k}, killHostPorts{c.HostPorts, k}, killIDs{c.IDs, k}
 		table, err := Open(c)
 		if err != nil {
 			return err
@@ -98,6 +98,25 @@ func (t killTable) Delete(id uint32) error {
 	return err
 }
 
+type killHostPorts struct {
+	HostPorts
+	k *killer
+}
+
+func (h killHostPorts) Put(p bpf.HostPort) error {
+	h.k.at("before port")
+	err := h.HostPorts.Put(p)
+	h.k.at("after port")
+	return err
+}
+
+func (h killHostPorts) Delete(k bpf.FrontendKey) error {
+	h.k.at("before port delete")
+	err := h.HostPorts.Delete(k)
+	h.k.at("after port delete")
+	return err
+}
+
 type killIDs struct {
 	IDs
 	k *killer
@@ -149,15 +168,15 @@ func kill(t testing.TB, c *exec.Cmd) {
 
 // Killed at any step, the agent leaves nothing that the next one does not take back, and what was whole stays.
 func TestAgentKilledAtAnyStep(t *testing.T) {
-	for _, point := range []string{"before acquire", "after acquire", "before put", "after put"} {
+	for _, point := range []string{"before acquire", "after acquire", "before put", "after put", "before port", "after port"} {
 		t.Run("ADD "+point, func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, nil)
-			whole := n.pod()
+			whole := n.pod().maps(map[string]any{"hostPort": 8080, "containerPort": 80})
 			first := n.mustAdd(whole)
 			n.stop()
 			c := n.victim(point)
-			p := n.pod()
+			p := n.pod().maps(map[string]any{"hostPort": 8081, "containerPort": 80})
 			_, err := n.add(p)
 			want(t, err, 11, "agent is away")
 			kill(t, c)
@@ -169,6 +188,7 @@ func TestAgentKilledAtAnyStep(t *testing.T) {
 			if err := n.check(whole); err != nil {
 				t.Error(err)
 			}
+			n.exposes(whole, "0.0.0.0:8080/tcp to 80", "[::]:8080/tcp to 80")
 			second := n.mustAdd(p) // the runtime tries again
 			if first.IPs[0].Address.IP.Equal(second.IPs[0].Address.IP) {
 				t.Errorf("%s twice", first.IPs[0].Address.IP)
@@ -178,11 +198,11 @@ func TestAgentKilledAtAnyStep(t *testing.T) {
 			eventually(t, n.clean)
 		})
 	}
-	for _, point := range []string{"before delete", "after delete", "before release", "after release"} {
+	for _, point := range []string{"before port delete", "after port delete", "before delete", "after delete", "before release", "after release"} {
 		t.Run("DEL "+point, func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, nil)
-			whole, p := n.pod(), n.pod()
+			whole, p := n.pod().maps(map[string]any{"hostPort": 8080, "containerPort": 80}), n.pod().maps(map[string]any{"hostPort": 8081, "containerPort": 80})
 			n.mustAdd(whole)
 			n.mustAdd(p)
 			n.stop()
@@ -197,6 +217,7 @@ func TestAgentKilledAtAnyStep(t *testing.T) {
 			if got := n.table.List(); len(got) != 1 || got[0].ContainerID != whole.ContainerID {
 				t.Errorf("endpoints after the restart: %+v", got)
 			}
+			n.exposes(whole, "0.0.0.0:8080/tcp to 80", "[::]:8080/tcp to 80")
 			if err := n.check(whole); err != nil {
 				t.Error(err)
 			}

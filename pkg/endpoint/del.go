@@ -44,9 +44,13 @@ func (t *Table) del(ctx context.Context, a cni.Attachment, until time.Duration) 
 	return t.remove(e)
 }
 
-// remove takes an endpoint out of the programs' table, the pools and the journal. The caller has the endpoint's lock.
+// remove takes an endpoint out of the programs' tables, the pools and the journal. The caller has the endpoint's lock.
 func (t *Table) remove(e *Endpoint) error {
-	if err := t.cfg.Dataplane.Delete(e.ID); err != nil {
+	err := t.conceal(e)
+	if err == nil {
+		err = t.cfg.Dataplane.Delete(e.ID)
+	}
+	if err != nil {
 		return cni.Errorf(cni.CodeIO, "%s", cni.Harmless(err.Error()))
 	}
 	t.doomed.add(e.Link, doom{due: time.Now().Add(linger), cookie: e.Cookie, ifname: e.Ifname})

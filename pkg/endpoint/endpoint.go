@@ -49,6 +49,7 @@ type Config struct {
 	Sources    []netip.Addr   // source of the node's own traffic to its pods: at most one per family, on a link already
 	Filters    link.Filters
 	Dataplane  Dataplane
+	HostPorts  HostPorts
 	IDs        IDs
 	Ready      func() error // why no pod may start yet; nil, or a nil error: pods may start
 	BootID     string       // empty: the kernel's
@@ -60,28 +61,37 @@ const DefaultCooldown = 130 * time.Second
 
 // Endpoint is a pod's interface.
 type Endpoint struct {
-	Link        string        `json:"link"` // name of the host side: names the endpoint for good
-	ContainerID string        `json:"containerID,omitempty"`
-	Ifname      string        `json:"ifname,omitempty"`
-	Pod         cni.Pod       `json:"pod,omitzero"`
-	Addrs       []netip.Addr  `json:"addrs"`
-	MAC         string        `json:"mac"` // pod side
-	MTU         int           `json:"mtu"` // bytes
-	ID          uint32        `json:"id"`
-	Incarnation uint32        `json:"incarnation"`
-	SocketLBOff bool          `json:"socketLBOff,omitempty"`
-	Ifindex     int           `json:"ifindex"` // host side
-	Netns       string        `json:"netns,omitempty"`
-	Inode       uint64        `json:"inode,omitempty"`  // of the network namespace
-	Cookie      uint64        `json:"cookie,omitempty"` // of the network namespace
-	Created     time.Duration `json:"created"`          // since boot
-	Complete    bool          `json:"complete"`         // ADD has answered
+	Link        string         `json:"link"` // name of the host side: names the endpoint for good
+	ContainerID string         `json:"containerID,omitempty"`
+	Ifname      string         `json:"ifname,omitempty"`
+	Pod         cni.Pod        `json:"pod,omitzero"`
+	Addrs       []netip.Addr   `json:"addrs"`
+	MAC         string         `json:"mac"`                 // pod side
+	MTU         int            `json:"mtu"`                 // bytes
+	HostPorts   []cni.HostPort `json:"hostPorts,omitempty"` // with an address each; never changed in place
+	ID          uint32         `json:"id"`
+	Incarnation uint32         `json:"incarnation"`
+	SocketLBOff bool           `json:"socketLBOff,omitempty"`
+	Ifindex     int            `json:"ifindex"` // host side
+	Netns       string         `json:"netns,omitempty"`
+	Inode       uint64         `json:"inode,omitempty"`  // of the network namespace
+	Cookie      uint64         `json:"cookie,omitempty"` // of the network namespace
+	Created     time.Duration  `json:"created"`          // since boot
+	Complete    bool           `json:"complete"`         // ADD has answered
 }
 
 // LogValue describes the endpoint by what people look for.
 func (e *Endpoint) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("link", e.Link), slog.String("pod", e.Pod.Namespace+"/"+e.Pod.Name),
 		slog.String("container", e.ContainerID), slog.Any("addrs", e.Addrs), slog.Any("id", e.ID))
+}
+
+// podName is what people know the endpoint by.
+func (e *Endpoint) podName() string {
+	if e.Pod.Namespace == "" && e.Pod.Name == "" {
+		return "a container without pod"
+	}
+	return "pod " + e.Pod.Namespace + "/" + e.Pod.Name
 }
 
 // entry is the endpoint as the programs see it.

@@ -211,7 +211,7 @@ func openObjects(c *Config, maps string, cookie uint64) (*bpf.Objects, error) {
 		return nil, errors.Join(err, objects.Close())
 	}
 	c.Filters = link.Filters{FromPodFD: from.FD, FromPodID: from.ID, ToPodFD: to.FD, ToPodID: to.ID}
-	c.Dataplane, c.IDs = objects.Endpoints(), objects.IDs()
+	c.Dataplane, c.HostPorts, c.IDs = objects.Endpoints(), objects.HostPorts(), objects.IDs()
 	return objects, nil
 }
 
@@ -405,6 +405,10 @@ func (n *node) clean() error {
 	entries, err := n.objects.Endpoints().List()
 	if len(entries) > 0 || err != nil {
 		errs = append(errs, fmt.Errorf("map entries %v, error %v", entries, err))
+	}
+	ports, err := n.objects.HostPorts().List()
+	if len(ports) > 0 || err != nil {
+		errs = append(errs, fmt.Errorf("host ports %v, error %v", ports, err))
 	}
 	ids, err := n.objects.IDs().List(bpf.IDEndpoint)
 	if len(ids) > 0 || err != nil {

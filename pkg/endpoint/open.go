@@ -3,6 +3,7 @@
 package endpoint
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -112,8 +113,14 @@ func (t *Table) recover() error {
 		}
 	}
 	t.rebuild(byName, byIndex, t.dropLost(byName))
+	if err := t.takeHostPorts(); err != nil {
+		return err
+	}
 	if err := t.adopt(byName, entries); err != nil {
 		return err
+	}
+	if _, err := t.repairHostPorts(context.Background()); err != nil {
+		t.report("host ports", err) // the pods have the rest, and it is tried again
 	}
 	if err := t.releaseIDs(); err != nil {
 		return err
@@ -143,6 +150,9 @@ func (t *Table) replay(l *loaded) {
 	put := func(e Endpoint) {
 		if old, known := t.endpoints[e.Link]; known {
 			t.free(old.Addrs, now)
+		}
+		for other, _ := t.claimant(e.HostPorts, e.Link); other != nil; other, _ = t.claimant(e.HostPorts, e.Link) {
+			t.drop(other, "a later one has its host port", e.Link)
 		}
 		for _, a := range e.Addrs {
 			p := t.poolOf(a)
@@ -183,13 +193,17 @@ func (t *Table) replay(l *loaded) {
 
 // displace forgets the endpoint that has an address which the journal gives to a later one: the entry of its DEL was lost.
 func (t *Table) displace(a netip.Addr, by string) {
-	for name, e := range t.endpoints {
+	for _, e := range t.endpoints {
 		if slices.Contains(e.Addrs, a) {
-			t.log.Warn("endpoint dropped at start: a later one has its address", "endpoint", e, "by", by)
-			t.free(e.Addrs, sinceBoot())
-			delete(t.endpoints, name)
+			t.drop(e, "a later one has its address", by)
 		}
 	}
+}
+
+func (t *Table) drop(e *Endpoint, why, by string) {
+	t.log.Warn("endpoint dropped at start: "+why, "endpoint", e, "by", by)
+	t.free(e.Addrs, sinceBoot())
+	delete(t.endpoints, e.Link)
 }
 
 // dropLost takes back the ADDs that were under way, and forgets the endpoints whose link is gone. It returns the names of both.

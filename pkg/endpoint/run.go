@@ -17,13 +17,13 @@ import (
 // Intervals of the background work.
 const (
 	beat          = 5 * time.Second  // sign of life, tombstones
-	verifyEvery   = 30 * time.Second // filters, lost links
+	verifyEvery   = 30 * time.Second // filters, host ports, lost links
 	snapshotEvery = 5 * time.Minute
 	snapshotLines = 4096 // journal entries after which a snapshot is made at the next beat
 )
 
-// Run does the work behind the verbs until the context ends: links of removed endpoints, tombstones, filters that somebody removed,
-// endpoints that runtimes forgot, snapshots.
+// Run does the work behind the verbs until the context ends: links of removed endpoints, tombstones, filters and host ports that somebody
+// removed, endpoints that runtimes forgot, snapshots.
 func (t *Table) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -90,8 +90,15 @@ func (t *Table) Save() error {
 	return err
 }
 
-// verify puts filters back that somebody removed or replaced.
+// verify puts filters and host ports back that somebody removed or replaced.
 func (t *Table) verify(ctx context.Context) {
+	n, err := t.repairHostPorts(ctx)
+	if err != nil {
+		t.report("host ports", err)
+	}
+	t.mu.Lock()
+	t.repaired += uint64(n)
+	t.mu.Unlock()
 	for _, e := range t.List() {
 		if ctx.Err() != nil {
 			return

@@ -36,7 +36,7 @@ type View struct {
 	Capacity  int                    `json:"capacity"`
 	Pools     []PoolUse              `json:"pools"`
 	Removing  int                    `json:"removing"` // links of removed endpoints that are still to go
-	Repaired  uint64                 `json:"repaired"` // filters that were missing or replaced by others
+	Repaired  uint64                 `json:"repaired"` // filters and host ports that were missing or replaced by others
 	Verbs     map[cni.Verb]VerbCount `json:"verbs"`
 	LastError string                 `json:"lastError,omitempty"`
 }

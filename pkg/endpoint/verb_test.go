@@ -280,7 +280,9 @@ func TestWrongInputIsNamed(t *testing.T) {
 		code  int
 		words []string
 	}{
-		"hostPort":      {conf(`,"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}`), env(other), 2, []string{"portMappings[0]", "8080"}},
+		"hostPort": {conf(`,"runtimeConfig":{"portMappings":[{"hostPort":80800,"containerPort":80,"protocol":"tcp"}]}`), env(other), 7, []string{"portMappings[0]", "hostPort 80800"}},
+		"two targets": {conf(`,"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80},{"hostPort":8080,"containerPort":81,"hostIP":"0.0.0.0"}]}`), env(other), 7,
+			[]string{"0.0.0.0:8080/tcp", "80 and 81"}},
 		"bandwidth":     {conf(`,"runtimeConfig":{"bandwidth":{"ingressRate":1000,"ingressBurst":1}}`), env(other), 2, []string{"bandwidth", "1000"}},
 		"unknown key":   {conf(`,"rundir":"/x"`), env(other), 2, []string{"rundir", "/x", "runDir"}},
 		"ipam":          {conf(`,"ipam":{"type":"host-local"}`), env(other), 2, []string{"ipam", "host-local"}},

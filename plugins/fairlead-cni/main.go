@@ -65,10 +65,13 @@ func add(args *skel.CmdArgs) error {
 		return specError(err)
 	}
 	req := request(cni.Add, c, args)
-	req.IPs, req.MAC, req.Annotations = c.IPs, c.MAC, c.Annotations
+	req.IPs, req.MAC, req.HostPorts, req.Annotations = c.IPs, c.MAC, c.HostPorts, c.Annotations
 	got, err := ask(c, req, ns)
 	if err != nil {
 		return specError(err)
+	}
+	if got.HostPorts != len(c.HostPorts) {
+		return specError(cni.Errorf(cni.CodeAgain, "runtimeConfig: portMappings: the agent is of an older release, without host ports"))
 	}
 	r, err := result(got, c, args)
 	if err != nil {
@@ -89,7 +92,9 @@ func check(args *skel.CmdArgs) error {
 	if err != nil {
 		return specError(err)
 	}
-	_, err = ask(c, request(cni.Check, c, args), ns)
+	req := request(cni.Check, c, args)
+	req.HostPorts = c.HostPorts
+	_, err = ask(c, req, ns)
 	return specError(err)
 }
 
