@@ -12,6 +12,9 @@
 #include "lib/rewrite.h"
 #include "lib/serve.h"
 
+/* What the kernel goes on with is also for others' programs on the device (TCX_NEXT, TC_ACT_UNSPEC). */
+#define NET_NEXT -1
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -104,9 +107,9 @@ int from_net(struct __sk_buff *skb)
 	if (!s)
 		return drop(-DROP_SCRATCH);
 	if (parse(skb, &s->pkt))
-		return TC_OK; /* what is malformed is the stack's to judge */
+		return NET_NEXT; /* what is malformed is the stack's to judge */
 	ret = from_net_ip(skb, s);
-	return ret < 0 ? drop(ret) : ret;
+	return ret < 0 ? drop(ret) : ret == TC_OK ? NET_NEXT : ret;
 }
 
 /* Only replies of backends on the node's own host network: all else was translated where it was redirected. */
@@ -140,9 +143,9 @@ int to_net(struct __sk_buff *skb)
 	if (!s)
 		return drop(-DROP_SCRATCH);
 	if (parse(skb, &s->pkt))
-		return TC_OK;
+		return NET_NEXT;
 	ret = to_net_ip(skb, s);
-	return ret < 0 ? drop(ret) : ret;
+	return ret < 0 ? drop(ret) : NET_NEXT;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -37,7 +37,7 @@ enum drop_reason {
 	/* rewrite.h */
 	DROP_REWRITE, /* packet could not be made writable */
 	DROP_CHECKSUM, /* checksum could not be updated */
-	DROP_SCTP_PORT, /* SCTP to another port: its CRC would have to be computed again */
+	DROP_SCTP_PORT, /* a fragment of SCTP to another port: its CRC is over more than the fragment */
 	/* encap.h, overlay.c */
 	DROP_PEER_UNKNOWN, /* overlay destination in no peer's pod CIDR */
 	DROP_TUNNEL_KEY, /* tunnel key could not be set */

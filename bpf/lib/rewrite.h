@@ -3,6 +3,7 @@
  * drops out of the difference, so both families share one sum over 32 bytes. */
 #pragma once
 
+#include "crc32c.h"
 #include "drop.h"
 #include "parse.h"
 #include "pkt.h"
@@ -21,19 +22,37 @@ static __always_inline __u16 rewrite_sum_at(const struct pkt *p)
 	return 0;
 }
 
+/* The SCTP checksum covers the whole packet, but not its addresses (RFC 9260, 6.8). Where a device is to compute it later, this does no
+ * harm. Fragments keep their ports: how long the whole is, their head does not say. */
+static __always_inline int rewrite_sctp(struct __sk_buff *skb, struct pkt *p, const __be16 *from, const __be16 *to)
+{
+	__u32 sum, first = ((__u32)from[0] | (__u32)from[1] << 16) ^ ((__u32)to[0] | (__u32)to[1] << 16);
+
+	if (p->flags & PKT_FRAGMENT)
+		return -DROP_SCTP_PORT;
+	if (bpf_skb_load_bytes(skb, p->l4 + 8, &sum, sizeof(sum)) < 0)
+		return -DROP_REWRITE;
+	sum ^= crc32c_difference(first, (__u16)(p->l3_len + ETH_LEN - p->l4));
+	return bpf_skb_store_bytes(skb, p->l4 + 8, &sum, sizeof(sum), 0) < 0 ? -DROP_REWRITE : 0;
+}
+
 static __always_inline int rewrite_transport(struct __sk_buff *skb, struct pkt *p, const struct tuple *to, __s64 diff)
 {
 	__u64 mangled = p->tuple.proto == PROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0; /* a zero UDP checksum stays zero */
 	__u16 sum = rewrite_sum_at(p);
 	__be16 from_ports[2] = { p->tuple.src_port, p->tuple.dst_port };
 	__be16 to_ports[2] = { to->src_port, to->dst_port };
+	int err;
 
 	if (sum && diff && bpf_l4_csum_replace(skb, sum, 0, diff, BPF_F_PSEUDO_HDR | mangled) < 0)
 		return -DROP_CHECKSUM;
 	if (from_ports[0] == to_ports[0] && from_ports[1] == to_ports[1])
 		return 0;
-	if (p->tuple.proto == PROTO_SCTP) /* its CRC covers the whole packet: RFC 9260, 6.8 */
-		return -DROP_SCTP_PORT;
+	if (p->tuple.proto == PROTO_SCTP) {
+		err = rewrite_sctp(skb, p, from_ports, to_ports);
+		if (err)
+			return err;
+	}
 	diff = bpf_csum_diff((__be32 *)from_ports, sizeof(from_ports), (__be32 *)to_ports, sizeof(to_ports), 0);
 	if (sum && bpf_l4_csum_replace(skb, sum, 0, diff, mangled) < 0)
 		return -DROP_CHECKSUM;

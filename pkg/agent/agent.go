@@ -180,6 +180,14 @@ func (a *agent) run(parent context.Context) (err error) {
 		return err
 	}
 
+	// Addresses that NodePorts and host ports answer on, and the devices by which other machines come to them.
+	front, err := a.newFront(nl, nodes, objects, veths)
+	if err != nil {
+		return err
+	}
+	s.made(func(p *parts) { p.front = front })
+	group.Go(func() error { return front.Run(ctx) })
+
 	// Pods of this node: those of the agent before are taken over, then the container runtime is answered.
 	endpoints, err := endpoint.Open(endpoint.Config{
 		RunDir: a.config.RunDir, StateDir: a.config.StateDir, Pools: self.PodCIDRs, MTU: self.MTU, GatewayMAC: self.GatewayMAC,
@@ -218,13 +226,19 @@ func (a *agent) run(parent context.Context) (err error) {
 	closers = append(closers, stale.Close)
 	sockets := newSweeper(flow.NewSockets(stale, endpoints, a.log.With("component", "flow")).Sweep, m.SocketsDestroyed, a.log)
 	group.Go(func() error { return sockets.run(ctx) })
+	var checks *health.ServicePorts
 	proxy, err := service.New(service.Config{
-		Node: a.config.NodeName, Tables: objects.Services(), IDs: objects.IDs(), OnBackendsGone: sockets.ask, Log: a.log,
+		Node: a.config.NodeName, Tables: objects.Services(), IDs: objects.IDs(), Log: a.log,
+		IgnoreExternalIPs: !a.config.ExternalIPs, ServiceCIDRs: a.config.ServiceCIDRs,
+		OnBackendsGone: sockets.ask, OnHealthChecks: func() { checks.Wake() },
 	})
 	if err != nil {
 		return err
 	}
-	s.made(func(p *parts) { p.proxy = proxy })
+	checks = health.NewServicePorts(func() []health.ServicePort { return healthPorts(proxy) }, func() bool { return len(h.Stuck()) == 0 },
+		a.log.With("component", "health"))
+	s.made(func(p *parts) { p.proxy, p.checks = proxy, checks })
+	group.Go(func() error { return checks.Run(ctx) })
 	group.Go(func() error { return proxy.Run(ctx) })
 
 	// Routes to other nodes, and traffic to outside.

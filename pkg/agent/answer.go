@@ -187,6 +187,9 @@ func (s *state) counts() (n metrics.State) {
 		v := p.nodes.Status()
 		n.Peers, n.Repaired["node"] = v.Peers, v.Repaired
 	}
+	if p.front != nil {
+		n.Repaired["front"] = p.front.Status().Repaired
+	}
 	if p.masquerade != nil {
 		n.Repaired["masquerade"], _ = p.masquerade.Status()
 	}

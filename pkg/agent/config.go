@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"github.com/fairlead/fairlead/pkg/node"
 )
 
 // Config is everything an agent can be told. Flags, their YAML keys and their defaults are declared in Flags, nowhere else.
@@ -42,6 +44,10 @@ type Config struct {
 	Capacity     map[string]uint32
 	LogLevel     slog.Level
 	LogFormat    string // text or json
+
+	NodePortAddresses []string // primary, localhost, all and CIDRs: where NodePorts answer
+	MasqueradeAll     bool
+	ExternalIPs       bool // spec.externalIPs of Services are served
 }
 
 // Flags declares every flag on fs. Their values land in c, which holds the defaults from then on.
@@ -64,6 +70,10 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Var(number(&c.VNI, 1, 1, 1<<24-1), "vni", "VXLAN network identifier of the overlay")
 	fs.BoolVar(&c.SocketLB, "socket-lb", true, "choose Service backends at the system call; false: in every packet")
 	fs.BoolVar(&c.Masquerade, "masquerade", true, "give traffic from pods to outside the node's address")
+	c.NodePortAddresses = []string{"primary", "localhost"}
+	fs.Var(list(&c.NodePortAddresses, nodePortAddress), "nodeport-addresses", "where NodePorts answer: primary (the node's InternalIPs), localhost, all, or CIDRs")
+	fs.BoolVar(&c.MasqueradeAll, "masquerade-all", false, "give traffic that a Service leads to a pod the node's address, wherever it comes from")
+	fs.BoolVar(&c.ExternalIPs, "external-ips", true, "serve spec.externalIPs of Services; false: who may write Services cannot take addresses with them (CVE-2020-8554)")
 	fs.StringVar(&c.CNIConfDir, "cni-conf-dir", "", "directory that gets 05-fairlead.conflist once the agent is ready (default: not written)")
 	fs.Var(optional(&c.HealthAddr, "0.0.0.0:10256", hostPort), "healthz-bind-address", `address of /healthz, /livez and /readyz; "" turns them off`)
 	fs.Var(optional(&c.MetricsAddr, "127.0.0.1:10249", hostPort), "metrics-bind-address", `address of /metrics and /proxyMode; "" turns them off`)
@@ -174,6 +184,12 @@ func deviceName(s string) (string, error) {
 		return "", fmt.Errorf("%q is not the name of a device", s)
 	}
 	return s, nil
+}
+
+// nodePortAddress refuses what names no address for NodePorts.
+func nodePortAddress(s string) (string, error) {
+	_, err := node.ParseNodePorts([]string{s})
+	return s, err
 }
 
 func hostPort(s string) (string, error) {

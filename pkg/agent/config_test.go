@@ -13,6 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
+
+	"github.com/fairlead/fairlead/pkg/bpf"
+	"github.com/fairlead/fairlead/pkg/node"
 )
 
 // parse runs a command line, with a config file when text is not empty, as fairleadd does.
@@ -43,7 +46,7 @@ func TestDefaults(t *testing.T) {
 	}
 	want := Config{
 		NodeName: "host.example", StateDir: "/var/lib/fairlead", RunDir: "/run/fairlead", BPFFSDir: "/sys/fs/bpf/fairlead",
-		RoutingMode: "overlay", VXLANPort: 8472, VNI: 1, SocketLB: true, Masquerade: true,
+		RoutingMode: "overlay", VXLANPort: 8472, VNI: 1, SocketLB: true, Masquerade: true, NodePortAddresses: []string{"primary", "localhost"}, ExternalIPs: true,
 		HealthAddr: "0.0.0.0:10256", MetricsAddr: "127.0.0.1:10249", Capacity: map[string]uint32{}, LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
@@ -63,6 +66,9 @@ log-level: debug
 map-capacity: {frontends: 10, backends: 20}
 node-ip: 192.0.2.1,fd00::5
 devices: [eth0, ens3]
+nodeport-addresses: [all, 192.0.2.0/24]
+masquerade-all: true
+external-ips: false
 `
 	fromFile, err := parse(t, file)
 	if err != nil {
@@ -70,7 +76,8 @@ devices: [eth0, ens3]
 	}
 	fromFlags, err := parse(t, "", "--node-name=from-file", "--api-server=a.example:6443", "--api-server=[fd00::1]:6443",
 		"--cluster-cidr=10.0.0.0/16", "--mtu=1400", "--socket-lb=false", "--healthz-bind-address=", "--log-level=debug",
-		"--map-capacity=frontends=10", "--map-capacity=backends=20", "--node-ip=192.0.2.1", "--node-ip=fd00::5", "--devices=eth0,ens3")
+		"--map-capacity=frontends=10", "--map-capacity=backends=20", "--node-ip=192.0.2.1", "--node-ip=fd00::5", "--devices=eth0,ens3",
+		"--nodeport-addresses=all", "--nodeport-addresses=192.0.2.0/24", "--masquerade-all", "--external-ips=false")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,6 +122,9 @@ func TestWrongInputIsNamed(t *testing.T) {
 		{"device", "", []string{"--devices=eth0,wireless/lan"}, []string{"devices", `"wireless/lan" is not the name of a device`}},
 		{"empty device", "devices: eth0,", nil, []string{`key "devices": value "eth0,": "" is not the name of a device`}},
 		{"long device", "", []string{"--devices=sixteen-bytes-xx"}, []string{`"sixteen-bytes-xx" is not the name`}},
+		{"NodePort address", "", []string{"--nodeport-addresses=primary,192.0.2.1"}, []string{"nodeport-addresses", `"192.0.2.1" is neither primary, localhost, all nor a CIDR`}},
+		{"NodePort CIDR", "nodeport-addresses: 192.0.2.1/24", nil, []string{`key "nodeport-addresses"`, "meant is 192.0.2.0/24"}},
+		{"NodePorts on loopback", "", []string{"--nodeport-addresses=127.0.0.0/8"}, []string{"for loopback addresses say localhost"}},
 		{"bits behind the length", "", []string{"--cluster-cidr=10.0.0.1/16"}, []string{"--cluster-cidr 10.0.0.1/16", "10.0.0.0/16"}},
 		{"overlap", "", []string{"--cluster-cidr=10.0.0.0/8", "--service-cidr=10.96.0.0/16"}, []string{"--cluster-cidr 10.0.0.0/8: overlaps --service-cidr 10.96.0.0/16"}},
 		{"api server without port", "", []string{"--api-server=a.example"}, []string{"api-server", "not of the form HOST:PORT"}},
@@ -152,5 +162,38 @@ func TestConfigFileThatIsNotThere(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "none.yaml")
 	if err := LoadFile(fs, path); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), path) {
 		t.Errorf("error is %v", err)
+	}
+}
+
+func TestProgramConfig(t *testing.T) {
+	ip := netip.MustParseAddr
+	self := node.Self{
+		Node4: ip("192.0.2.1"), Node6: ip("2001:db8::1"), Overlay4: ip("10.244.1.0"), Overlay6: ip("fd00:1::"), SNAT4: ip("10.244.1.1"), SNAT6: ip("fd00:1::1"),
+		OverlayIndex: 7, MTU: 1450, VNI: 1, GatewayMAC: [6]byte{2, 1}, OverlayMAC: [6]byte{2, 2}, OuterV6: true,
+	}
+	want := bpf.Config{
+		Node4: self.Node4, Node6: self.Node6, Overlay4: self.Overlay4, Overlay6: self.Overlay6, Snat4: ip("10.244.1.1"), Snat6: ip("fd00:1::1"), HostCookie: 3,
+		OverlayIfindex: 7, OverlayMTU: 1450, VNI: 1, GatewayMAC: self.GatewayMAC, OverlayMAC: self.OverlayMAC, SocketLB: true, OuterV6: true, Loopback: true,
+	}
+	for _, test := range []struct {
+		name   string
+		args   []string
+		change func(*bpf.Config)
+	}{
+		{"defaults", nil, func(*bpf.Config) {}},
+		{"without localhost", []string{"--nodeport-addresses=primary,192.0.2.0/24"}, func(c *bpf.Config) { c.Loopback = false }},
+		{"masquerade all", []string{"--masquerade-all"}, func(c *bpf.Config) { c.MasqueradeAll = true }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c, err := parse(t, "", test.args...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := want
+			test.change(&want)
+			if got := programConfig(c, self, 3); got != want {
+				t.Errorf("got %+v\nwant %+v", got, want)
+			}
+		})
 	}
 }

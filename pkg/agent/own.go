@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/fairlead/fairlead/pkg/bpf"
 	"github.com/fairlead/fairlead/pkg/cluster"
@@ -41,6 +42,7 @@ func (a *agent) checkOwn(own *cluster.Node) error {
 func programConfig(c Config, self node.Self, hostCookie uint64) bpf.Config {
 	return bpf.Config{
 		Node4: self.Node4, Node6: self.Node6, Overlay4: self.Overlay4, Overlay6: self.Overlay6,
+		Snat4: self.SNAT4, Snat6: self.SNAT6, MasqueradeAll: c.MasqueradeAll, Loopback: slices.Contains(c.NodePortAddresses, "localhost"),
 		HostCookie: hostCookie, OverlayIfindex: uint32(self.OverlayIndex), OverlayMTU: uint32(self.MTU), VNI: self.VNI,
 		GatewayMAC: self.GatewayMAC, OverlayMAC: self.OverlayMAC, SocketLB: c.SocketLB, OuterV6: self.OuterV6,
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/fairlead/fairlead/pkg/bpf"
 	"github.com/fairlead/fairlead/pkg/cluster"
 	"github.com/fairlead/fairlead/pkg/endpoint"
+	"github.com/fairlead/fairlead/pkg/health"
 	"github.com/fairlead/fairlead/pkg/masquerade"
 	"github.com/fairlead/fairlead/pkg/node"
 	"github.com/fairlead/fairlead/pkg/service"
@@ -37,7 +38,9 @@ type parts struct {
 	source     source
 	objects    *bpf.Objects
 	nodes      *node.Node
+	front      *node.Front
 	proxy      *service.Proxy
+	checks     *health.ServicePorts
 	endpoints  *endpoint.Table
 	masquerade *masquerade.Masquerade
 }
@@ -145,9 +148,19 @@ func (s *state) wrong() []condition {
 			all = append(all, condition{component: "node", object: name, message: err.Error()})
 		}
 	}
+	if p.front != nil {
+		for object, err := range p.front.Status().Conditions {
+			all = append(all, condition{component: "front", object: object, message: err.Error()})
+		}
+	}
 	if p.proxy != nil {
 		for _, c := range p.proxy.Conditions() {
 			all = append(all, condition{"service", c.Object, c.Message, c.Since})
+		}
+	}
+	if p.checks != nil {
+		for _, c := range p.checks.Conditions() {
+			all = append(all, condition{"health", "service " + c.Service, "health check port: " + c.Err.Error(), c.Since})
 		}
 	}
 	if p.masquerade != nil {

@@ -50,6 +50,7 @@ func Uninstall(c Config, binDir string, out io.Writer) error {
 	} else {
 		defer nl.Close()
 		step("overlay device and routes", node.Remove(nl))
+		step("filters for traffic from other machines", removeNet(nl))
 		step("masquerade table", masquerade.Remove(nft.New(nl.Descriptor())))
 	}
 	step("programs and maps", bpf.Remove(c.BPFFSDir))

@@ -12,6 +12,9 @@ import (
 
 const nodePort = 30080
 
+// next leaves a packet to the kernel and to other programs on the device (TCX_NEXT).
+const next = ^uint32(0)
+
 // snats are the second addresses of the own pod CIDR.
 var snats = map[bool]netip.Addr{true: netip.MustParseAddr("10.244.1.1"), false: netip.MustParseAddr("fd00:1::1")}
 
@@ -152,7 +155,7 @@ func TestFromNetLeavesAlone(t *testing.T) {
 			"no first packet": established,
 		} {
 			before := p.String()
-			if out := w.sends("from_net", p, pass); out.String() != before {
+			if out := w.sends("from_net", p, next); out.String() != before {
 				w.Errorf("%s: %s became %s", name, before, out)
 			}
 		}
@@ -167,16 +170,16 @@ func TestNodePortToOwnNode(t *testing.T) {
 	eachNet(t, func(w *walk) {
 		w.service(packet.TCP, 0, netip.AddrPortFrom(w.a.node, 6443))
 		w.external(FrontendNodePort, w.any(), nodePort, packet.TCP)
-		out := w.sends("from_net", w.fromOutside(packet.TCP, w.a.node, nodePort), pass)
+		out := w.sends("from_net", w.fromOutside(packet.TCP, w.a.node, nodePort), next)
 		if out.Dst != w.a.node || out.DstPort != 6443 || out.Src != w.a.outside {
 			w.Fatalf("%s, want it at the node's port 6443", out)
 		}
 		reply := packet.Packet{Src: w.a.node, Dst: w.a.outside, Proto: packet.TCP, SrcPort: 6443, DstPort: 50000, TCPFlags: packet.SYN | packet.ACK}
-		if out := w.sends("to_net", reply, pass); out.Src != w.a.node || out.SrcPort != nodePort || out.Dst != w.a.outside {
+		if out := w.sends("to_net", reply, next); out.Src != w.a.node || out.SrcPort != nodePort || out.Dst != w.a.outside {
 			w.Errorf("reply: %s, want it from the NodePort", out)
 		}
 		direct := packet.Packet{Src: w.a.node, Dst: w.a.outside, Proto: packet.TCP, SrcPort: 6443, DstPort: 50001, TCPFlags: packet.SYN | packet.ACK}
-		if out := w.sends("to_net", direct, pass); out.SrcPort != 6443 {
+		if out := w.sends("to_net", direct, next); out.SrcPort != 6443 {
 			w.Errorf("reply to one who asked the node itself: %s, want it unchanged", out)
 		}
 	})
@@ -238,7 +241,7 @@ func TestHostPort(t *testing.T) {
 			}
 		}
 		w.must(w.o.Endpoints().Delete(2))
-		if out := w.sends("from_net", w.fromOutside(packet.UDP, w.a.node, 8088), pass); out.Dst != w.a.node {
+		if out := w.sends("from_net", w.fromOutside(packet.UDP, w.a.node, 8088), next); out.Dst != w.a.node {
 			w.Errorf("after the pod is gone: %s, want it left to the stack", out)
 		}
 	})

@@ -224,10 +224,6 @@ func TestFromPodServiceAndReply(t *testing.T) {
 				t.Run(name, func(t *testing.T) {
 					w := newWalk(t, a, nil)
 					w.service(proto, 0, netip.AddrPortFrom(a.podB, port))
-					if proto == packet.SCTP && port != 80 {
-						w.dropped("from_pod", w.fromA(proto, a.vip, 80).Bytes(), "sctp-port")
-						return
-					}
 					for range 2 {
 						out := w.sends("from_pod", w.fromA(proto, a.vip, 80), redirect)
 						if out.Dst != a.podB || out.DstPort != port || out.Src != a.podA || out.SrcPort != 40000 || !slices.Equal(out.DstMAC, macB) {

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"net"
 	"net/netip"
 	"strings"
@@ -154,7 +155,16 @@ func (p Packet) transport() []byte {
 		}
 		binary.BigEndian.PutUint16(body[at:], s)
 	}
+	if p.Proto == SCTP {
+		binary.LittleEndian.PutUint32(body[8:], sumSCTP(body))
+	}
 	return body
+}
+
+// sumSCTP is the CRC32c of an SCTP packet, its own field taken as 0 (RFC 9260, appendix A).
+func sumSCTP(b []byte) uint32 {
+	table := crc32.MakeTable(crc32.Castagnoli)
+	return crc32.Update(crc32.Update(crc32.Checksum(b[:8], table), table, make([]byte, 4)), table, b[12:])
 }
 
 // sum is the one's complement sum of the transport with its pseudo header.
@@ -265,6 +275,9 @@ func (p Packet) body(b []byte) (Packet, error) {
 	}
 	if checked && p.sum(b) != 0xffff {
 		return p, fmt.Errorf("checksum of protocol %d is wrong", p.Proto)
+	}
+	if p.Proto == SCTP && !p.Fragment && binary.LittleEndian.Uint32(b[8:]) != sumSCTP(b) {
+		return p, errors.New("checksum of SCTP is wrong")
 	}
 	switch p.Proto {
 	case TCP, UDP, SCTP:
