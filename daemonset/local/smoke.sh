@@ -29,12 +29,12 @@ for c in client-node1 client-node2; do
   for family in 4 6; do
     for ip in $(k get pods -l app=echo -o jsonpath='{range .items[*]}{range .status.podIPs[*]}{.ip}{"\n"}{end}{end}'); do
       case $ip in *:*) [ $family = 6 ] || continue; ip="[$ip]" ;; *) [ $family = 4 ] || continue ;; esac
-      k exec "$c" -- curl -gsS -m 5 "http://$ip:8080/hostname" >/dev/null || die "$c to pod $ip"
+      k exec "$c" -c client -- curl -gsS -m 5 "http://$ip:8080/hostname" >/dev/null || die "$c to pod $ip"
     done
-    k exec "$c" -- curl "-$family" -sS -m 5 --retry 5 --retry-all-errors "http://echo.default.svc.cluster.local/hostname" >/dev/null || die "$c to echo by name over IPv$family"
+    k exec "$c" -c client -- curl "-$family" -sS -m 5 --retry 5 --retry-all-errors "http://echo.default.svc.cluster.local/hostname" >/dev/null || die "$c to echo by name over IPv$family"
   done
   ok "$c reaches every pod, and the Service by name, over both families"
-  seen=$(for _ in $(seq 40); do k exec "$c" -- curl -sS -m 5 "http://echo/hostname"; echo; done | sort -u | grep -c echo)
+  seen=$(for _ in $(seq 40); do k exec "$c" -c client -- curl -sS -m 5 "http://echo/hostname"; echo; done | sort -u | grep -c echo)
   [ "$seen" = 2 ] || die "$c saw $seen of 2 backends in 40 requests"
   ok "$c sees all backends"
 done
@@ -45,10 +45,29 @@ for n in node1 node2; do
 done
 ok "nodes reach the ClusterIP"
 
+nodeport=$(k get service echo -o jsonpath='{.spec.ports[0].nodePort}')
+for ip in $(k get nodes -o jsonpath='{range .items[*]}{.status.addresses[?(@.type=="InternalIP")].address}{"\n"}{end}'); do
+  case $ip in *:*) url="http://[$ip]:$nodeport/hostname" ;; *) url="http://$ip:$nodeport/hostname" ;; esac
+  seen=$(for _ in $(seq 20); do ip netns exec ctl curl -gsS -m 5 "$url" || true; echo; done | sort -u | grep -c echo)
+  [ "$seen" = 2 ] || die "outside saw $seen of 2 backends at $url"
+  k exec client-node1 -c client -- curl -gsS -m 5 "$url" >/dev/null || die "client-node1 to $url"
+done
+ok "NodePort on every node's address, from outside and from a pod, over both families"
+for local in 127.0.0.1 '[::1]'; do
+  nsenter --net=/var/run/netns/node2 sh -c "echo \$\$ >$(findmnt -t cgroup2 -n -o TARGET | head -1)/node2/cgroup.procs; curl -gsS -m 5 http://$local:$nodeport/hostname" >/dev/null || die "node2 to $local:$nodeport"
+done
+ok "NodePort on loopback, over both families"
+ip=$(k get node node1 -o jsonpath='{.status.addresses[?(@.type=="InternalIP")].address}')
+for a in $ip; do
+  case $a in *:*) a="[$a]" ;; esac
+  ip netns exec ctl curl -gsS -m 5 "http://$a:8099/hostname" | grep -q client-node1 || die "outside to the host port at $a"
+done
+ok "host port from outside"
+
 # Traffic while the agent is replaced: keep-alive and new connections, from both nodes, by name and by pod address.
 remote=$(k get pods -l app=echo -o jsonpath='{.items[?(@.spec.nodeName=="node2")].status.podIP}')
 load() { # container, seconds: prints failed requests
-  k exec "$1" -- sh -c "end=\$((\$(date +%s) + $2)); n=0; bad=0; while [ \$(date +%s) -lt \$end ]; do
+  k exec "$1" -c client -- sh -c "end=\$((\$(date +%s) + $2)); n=0; bad=0; while [ \$(date +%s) -lt \$end ]; do
     for u in http://echo/hostname http://$remote:8080/hostname; do n=\$((n + 1)); curl -sS -m 3 -o /dev/null \$u || bad=\$((bad + 1)); done
     curl -sS -m 5 -o /dev/null -o /dev/null -o /dev/null \$(yes http://echo/hostname | head -3) || bad=\$((bad + 1)); done; echo \$n requests, \$bad failed"
 }

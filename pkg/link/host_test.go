@@ -334,8 +334,9 @@ func TestWatchSeesDevicesAddressesAndOwnRoutes(t *testing.T) {
 		cancel()
 		<-ended
 	}()
-	if got := <-begins | <-begins; got != link.LinkEvent|link.AddressEvent {
-		t.Fatalf("the watch begins with events %d, want one about links and one about addresses", got)
+	first, second := <-begins, <-begins
+	if first|second != link.LinkEvent|link.AddressEvent {
+		t.Fatalf("the watch begins with events %d and %d, want one about links and one about addresses", first, second)
 	}
 	// expect does something until its message comes: that to routes may not be up at the first time.
 	expect := func(want link.Event, do func()) {
