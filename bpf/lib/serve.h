@@ -23,14 +23,23 @@ struct serve {
 	__u8 snat; /* enum snat */
 };
 
+/* Is there a Service or host port at the destination? Not inlined: its keys are not the stack's daily load. */
+static __noinline bool serve_wanted(const struct tuple *t)
+{
+	__u32 answers = node_address(&t->dst);
+	struct host_port hp;
+	struct frontend f;
+
+	return frontend_find(&t->dst, t->dst_port, t->proto, answers, &f) ||
+	       ((answers & NODE_ADDRESS_LOCAL) && host_port_find(&t->dst, t->dst_port, t->proto, &hp));
+}
+
 /* Does what the flow was made with still hold for its sender? TCP stays with its backend and drains; UDP chooses again when its backend
  * stopped serving or its pod is gone (services.md 1.5); what began before its Service was there looks again. */
 static __always_inline bool serve_stands(const struct flow_hit *hit, const struct pkt *p)
 {
 	struct flow *f = hit->flow;
-	struct frontend fe;
-	struct host_port hp;
-	__u32 epoch, answers;
+	__u32 epoch;
 
 	if (flow_over(hit, p->tcp_flags))
 		return false;
@@ -46,10 +55,7 @@ static __always_inline bool serve_stands(const struct flow_hit *hit, const struc
 	epoch = epoch_now();
 	if (READ_ONCE(f->epoch) == epoch || (p->tuple.proto != PROTO_UDP && READ_ONCE(f->seen[FLOW_REPLY])))
 		return true;
-	answers = node_address(&p->tuple.dst);
-	if (frontend_find(&p->tuple.dst, p->tuple.dst_port, p->tuple.proto, answers, &fe))
-		return false;
-	if ((answers & NODE_ADDRESS_LOCAL) && host_port_find(&p->tuple.dst, p->tuple.dst_port, p->tuple.proto, &hp))
+	if (serve_wanted(&p->tuple))
 		return false;
 	WRITE_ONCE(f->epoch, epoch);
 	return true;
