@@ -22,6 +22,12 @@ struct {
 	__type(value, struct serve);
 } net_scratch SEC(".maps");
 
+/* The overlay's outer packets are no Service's, and they are many. */
+static __always_inline bool outer(const struct pkt *p)
+{
+	return p->tuple.proto == PROTO_UDP && p->tuple.dst_port == cfg.overlay_port;
+}
+
 static __always_inline struct serve *scratch(void)
 {
 	__u32 zero = 0;
@@ -77,7 +83,7 @@ static __always_inline int from_net_ip(struct __sk_buff *skb, struct serve *s)
 	struct pkt *p = &s->pkt;
 	int err;
 
-	if ((p->flags & (PKT_LINK_SCOPE | PKT_ICMP_ERROR)) || !fragment_ports(p))
+	if ((p->flags & (PKT_LINK_SCOPE | PKT_ICMP_ERROR)) || outer(p) || !fragment_ports(p))
 		return TC_OK;
 	if (!serve_find(p, &hit)) {
 		err = open_from_net(skb, s, &hit);
@@ -120,7 +126,7 @@ static __always_inline int to_net_ip(struct __sk_buff *skb, struct serve *s)
 	struct pkt *p = &s->pkt;
 	int err;
 
-	if ((p->flags & (PKT_LINK_SCOPE | PKT_ICMP_ERROR)) || !fragment_ports(p))
+	if ((p->flags & (PKT_LINK_SCOPE | PKT_ICMP_ERROR)) || outer(p) || !fragment_ports(p))
 		return TC_OK;
 	if (!flow_find(&p->tuple, &hit) || hit.dir != FLOW_REPLY || !hit.translated)
 		return TC_OK;

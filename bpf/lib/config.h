@@ -23,9 +23,10 @@ struct config {
 	__u8 overlay_mac[6]; /* the VXLAN device */
 	__u8 socket_lb; /* 1: sock.c chooses backends at the system call */
 	__u8 outer_v6; /* 1: nodes talk over IPv6, the outer header is IPv6 */
-	__u8 masquerade_all; /* 1: what a Service leads to a pod always gets the node's source */
+	__u8 masquerade_all; /* 1: what is sent to a ClusterIP always gets the node's source */
 	__u8 loopback; /* 1: NodePorts answer on the node's own loopback addresses, at the system call */
-	__u8 pad[4];
+	__be16 overlay_port; /* UDP port of the overlay's outer packets */
+	__u8 pad[2];
 };
 
 volatile const struct config cfg;

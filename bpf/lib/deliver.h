@@ -155,3 +155,26 @@ static __noinline int deliver_out(struct __sk_buff *skb, const struct pkt *p)
 	__builtin_memcpy(hop.ipv6_nh, fib.ipv6_dst, sizeof(hop.ipv6_nh));
 	return bpf_redirect_neigh(fib.ifindex, &hop, sizeof(hop), 0);
 }
+
+/* Sends the packet where its flow's other end is. The flow's target is a hint: when what it names is gone, the address decides
+ * anew. Not inlined, so that its stack and that of flow_create do not add up; not for every hook. */
+static __noinline __attribute__((unused)) int deliver(struct __sk_buff *skb, const struct pkt *p, __u8 kind, struct target t)
+{
+	struct addr node;
+	__u32 ifindex, mtu;
+	__u8 mac[6];
+
+	for (int i = 0; i < 2; i++) {
+		if (kind == TARGET_ENDPOINT && endpoint_read(&t, &ifindex, mac))
+			return deliver_endpoint(skb, ifindex, mac);
+		if (kind == TARGET_PEER && peer_read(&t, &node, &mtu))
+			return deliver_peer(skb, p, &node, mtu);
+		if (kind == TARGET_OUT)
+			return deliver_out(skb, p);
+		if (kind == TARGET_STACK)
+			break;
+		kind = deliver_way(&p->tuple.dst, &t);
+	}
+	count(COUNT_TO_STACK);
+	return TC_OK;
+}

@@ -59,10 +59,8 @@ enum drop_reason {
 	DROP_SERVICE_SOURCE, /* client outside the load balancer's source ranges: silent */
 	DROP_SERVICE_UNALLOCATED, /* an address of the service CIDRs that no Service has: silent */
 	DROP_NO_ROUTE, /* deliver.h: no route to the destination */
-	DROP_BACKEND_GONE, /* deliver.h: the pod of the flow is gone: answered by RST or unreachable */
 	DROP_SOCK_SOURCE, /* sock.c: connect or sendmsg from outside the load balancer's source ranges: EHOSTUNREACH */
 	DROP_BIND, /* sock.c: bind to a port that the node serves as a NodePort or host port: EADDRINUSE */
-	DROP_ICMP_ERROR, /* an ICMP error about a translated packet could not be translated */
 	DROP_REASON_MAX,
 };
 

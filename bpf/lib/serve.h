@@ -92,28 +92,8 @@ static __always_inline bool serve_host_port(struct serve *s, const struct host_p
 	return true;
 }
 
-/* The node's address on the device that leads to an address. */
-static __noinline int deliver_source(struct __sk_buff *skb, const struct addr *dst, struct addr *src)
-{
-	bool v4 = addr_is_v4(dst);
-	struct bpf_fib_lookup fib;
-	struct device_addrs *own;
-	__u32 ifindex;
-	int ret;
-
-	ret = deliver_route(skb, src, dst, &fib);
-	*src = v4 ? config_addr(&cfg.node4) : config_addr(&cfg.node6);
-	if (ret != BPF_FIB_LKUP_RET_SUCCESS && ret != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return 0;
-	ifindex = fib.ifindex;
-	own = bpf_map_lookup_elem(&net_devices, &ifindex);
-	if (own && !addr_is_zero(v4 ? &own->addr4 : &own->addr6))
-		*src = v4 ? own->addr4 : own->addr6;
-	return 0;
-}
-
 /* Where the first packet of a flow leads and under which source, into s->new: 0 or -enum drop_reason. Sets s->served, s->own_node and
- * s->snat. Not inlined, so that its stack and that of flow_create do not add up. */
+ * s->snat; what comes from outside and is not served gets no way. Not inlined, so that its stack and that of flow_create do not add up. */
 static __noinline int serve_resolve(struct __sk_buff *skb, struct serve *s)
 {
 	struct flow_new *n = &s->new;
@@ -150,6 +130,8 @@ static __noinline int serve_resolve(struct __sk_buff *skb, struct serve *s)
 	} else if (!answers && service_cidr(&n->orig.dst)) {
 		return -DROP_SERVICE_UNALLOCATED;
 	}
+	if (!s->served && s->origin == ORIGIN_OUTSIDE)
+		return 0;
 	n->fwd_kind = deliver_way(&n->xlat.dst, &n->fwd);
 	if (!s->served)
 		return skb ? 0 : -DROP_SCRATCH; /* clang drops an unused context, which the verifier of a subprogram misses */
@@ -164,7 +146,7 @@ static __noinline int serve_resolve(struct __sk_buff *skb, struct serve *s)
 	else if (s->snat == SNAT_POD_SIDE)
 		n->xlat.src = addr_is_v4(&n->orig.dst) ? config_addr(&cfg.snat4) : config_addr(&cfg.snat6);
 	else if (s->snat == SNAT_NODE)
-		deliver_source(skb, &n->xlat.dst, &n->xlat.src);
+		snat_source(skb, &n->xlat.dst, &n->xlat.src);
 	return 0;
 }
 
@@ -178,40 +160,17 @@ static __always_inline int serve_create(struct serve *s, struct flow_hit *hit)
 
 	if (s->snat != SNAT_NONE) {
 		count(COUNT_SNAT);
-		return snat_create(n, hit, s->snat == SNAT_POD_SIDE && !to_self, to_self);
+		return snat_create(n, hit, s->snat == SNAT_POD_SIDE && !to_self);
 	}
 	err = flow_create(n, hit);
 	/* The sender speaks to this backend from the same port already: directly or through another Service, or, the other way round,
 	 * through a Service before directly. Then this flow takes another source port. */
 	if ((err == -DROP_FLOW_PORTS && s->served) || (!err && hit->translated && hit->dir == FLOW_FORWARD))
-		return snat_create(n, hit, false, true);
+		return snat_create(n, hit, false);
 	if (err && !s->served) {
 		count(COUNT_FLOW_UNRECORDED);
 		hit->flow = NULL;
 		return 0;
 	}
 	return err;
-}
-
-/* Sends the packet where its flow's other end is. The flow's target is a hint: when what it names is gone, the address decides
- * anew. Not inlined, so that its stack and that of flow_create do not add up. */
-static __noinline int deliver(struct __sk_buff *skb, const struct pkt *p, __u8 kind, struct target t)
-{
-	struct addr node;
-	__u32 ifindex, mtu;
-	__u8 mac[6];
-
-	for (int i = 0; i < 2; i++) {
-		if (kind == TARGET_ENDPOINT && endpoint_read(&t, &ifindex, mac))
-			return deliver_endpoint(skb, ifindex, mac);
-		if (kind == TARGET_PEER && peer_read(&t, &node, &mtu))
-			return deliver_peer(skb, p, &node, mtu);
-		if (kind == TARGET_OUT)
-			return deliver_out(skb, p);
-		if (kind == TARGET_STACK)
-			break;
-		kind = deliver_way(&p->tuple.dst, &t);
-	}
-	count(COUNT_TO_STACK);
-	return TC_OK;
 }

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /* Another source for a flow that a Service leads elsewhere, so that its replies come back to this node. One table decides, after
- * kube-proxy's rules (services.md 1.4); the source port is the client's own where it is free, else one of a range that no socket of
- * the host takes by itself. A port is reserved by the flow's translated key and free again with the flow; the same port serves as many
+ * kube-proxy's rules (services.md 1.4). Towards pods the port is the client's own where it is free, towards others one of a range that no
+ * socket of the host takes by itself. A port is reserved by the flow's translated key and free again with the flow; the same port serves as many
  * destinations as there are. No port left: the flow is refused and counted (flow-ports). */
 #pragma once
 
 #include "choice.h"
 #include "config.h"
+#include "deliver.h"
 #include "flow.h"
 #include "pkt.h"
 
@@ -24,7 +25,7 @@ enum snat_range {
 	SNAT_TRIES = 16,
 };
 
-/* The table. way: enum target_kind toward the backend, and whether it is a pod. */
+/* The table. to_self: the backend is the sender; pod: it is a pod, here or elsewhere; own_node: it is on the node's own network. */
 static __always_inline enum snat snat_of(enum origin origin, __u8 class, __u32 service_flags, bool to_self, bool pod, bool own_node)
 {
 	bool wanted;
@@ -33,7 +34,7 @@ static __always_inline enum snat snat_of(enum origin origin, __u8 class, __u32 s
 		return SNAT_NONE;
 	switch (class) {
 	case FRONTEND_CLUSTER_IP:
-		wanted = origin == ORIGIN_OUTSIDE;
+		wanted = origin == ORIGIN_OUTSIDE || cfg.masquerade_all;
 		break;
 	case FRONTEND_HOST_PORT:
 		wanted = false;
@@ -41,7 +42,7 @@ static __always_inline enum snat snat_of(enum origin origin, __u8 class, __u32 s
 	default:
 		wanted = service_flags & SERVICE_EXTERNAL_LOCAL ? origin == ORIGIN_NODE : true;
 	}
-	if (!wanted && !to_self && !cfg.masquerade_all)
+	if (!wanted && !to_self)
 		return SNAT_NONE;
 	if (pod)
 		return SNAT_POD_SIDE;
@@ -49,15 +50,35 @@ static __always_inline enum snat snat_of(enum origin origin, __u8 class, __u32 s
 	return origin == ORIGIN_OUTSIDE ? SNAT_NODE : SNAT_NONE;
 }
 
-/* Makes the flow under its own source port, or, where another flow has that, under one of the range: as flow_create. `fresh`: not under
- * its own. */
-static __always_inline int snat_create(struct flow_new *n, struct flow_hit *hit, bool pod_side, bool fresh)
+/* The node's address on the device that leads to an address. */
+static __noinline int snat_source(struct __sk_buff *skb, const struct addr *dst, struct addr *src)
 {
-	__u32 first = pod_side ? SNAT_POD_PORT_MIN : SNAT_PORT_MIN, ports = pod_side ? SNAT_POD_PORTS : SNAT_PORTS;
+	bool v4 = addr_is_v4(dst);
+	struct bpf_fib_lookup fib;
+	struct device_addrs *own;
+	__u32 ifindex;
+	int ret;
+
+	ret = deliver_route(skb, src, dst, &fib);
+	*src = v4 ? config_addr(&cfg.node4) : config_addr(&cfg.node6);
+	if (ret != BPF_FIB_LKUP_RET_SUCCESS && ret != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return 0;
+	ifindex = fib.ifindex;
+	own = bpf_map_lookup_elem(&net_devices, &ifindex);
+	if (own && !addr_is_zero(v4 ? &own->addr4 : &own->addr6))
+		*src = v4 ? own->addr4 : own->addr6;
+	return 0;
+}
+
+/* Makes the flow under another source, as flow_create. lent: the source is an address without sockets, where the client's own port is
+ * tried first; else the port is one that no socket of the node takes by itself. */
+static __always_inline int snat_create(struct flow_new *n, struct flow_hit *hit, bool lent)
+{
+	__u32 first = lent ? SNAT_POD_PORT_MIN : SNAT_PORT_MIN, ports = lent ? SNAT_POD_PORTS : SNAT_PORTS;
 	int err = -DROP_FLOW_PORTS;
 
 	for (int i = 0; i < SNAT_TRIES; i++) {
-		if (fresh || i)
+		if (!lent || i)
 			n->xlat.src_port = bpf_htons(first + bpf_get_prandom_u32() % ports);
 		err = flow_create(n, hit);
 		if (err != -DROP_FLOW_PORTS)

@@ -72,7 +72,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&c.Masquerade, "masquerade", true, "give traffic from pods to outside the node's address")
 	c.NodePortAddresses = []string{"primary", "localhost"}
 	fs.Var(list(&c.NodePortAddresses, nodePortAddress), "nodeport-addresses", "where NodePorts answer: primary (the node's InternalIPs), localhost, all, or CIDRs")
-	fs.BoolVar(&c.MasqueradeAll, "masquerade-all", false, "give traffic that a Service leads to a pod the node's address, wherever it comes from")
+	fs.BoolVar(&c.MasqueradeAll, "masquerade-all", false, "give what is sent to a ClusterIP the node's address, wherever it comes from")
 	fs.BoolVar(&c.ExternalIPs, "external-ips", true, "serve spec.externalIPs of Services; false: who may write Services cannot take addresses with them (CVE-2020-8554)")
 	fs.StringVar(&c.CNIConfDir, "cni-conf-dir", "", "directory that gets 05-fairlead.conflist once the agent is ready (default: not written)")
 	fs.Var(optional(&c.HealthAddr, "0.0.0.0:10256", hostPort), "healthz-bind-address", `address of /healthz, /livez and /readyz; "" turns them off`)

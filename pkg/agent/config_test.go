@@ -173,7 +173,7 @@ func TestProgramConfig(t *testing.T) {
 	}
 	want := bpf.Config{
 		Node4: self.Node4, Node6: self.Node6, Overlay4: self.Overlay4, Overlay6: self.Overlay6, Snat4: ip("10.244.1.1"), Snat6: ip("fd00:1::1"), HostCookie: 3,
-		OverlayIfindex: 7, OverlayMTU: 1450, VNI: 1, GatewayMAC: self.GatewayMAC, OverlayMAC: self.OverlayMAC, SocketLB: true, OuterV6: true, Loopback: true,
+		OverlayIfindex: 7, OverlayMTU: 1450, VNI: 1, OverlayPort: 8472, GatewayMAC: self.GatewayMAC, OverlayMAC: self.OverlayMAC, SocketLB: true, OuterV6: true, Loopback: true,
 	}
 	for _, test := range []struct {
 		name   string

@@ -43,7 +43,7 @@ func programConfig(c Config, self node.Self, hostCookie uint64) bpf.Config {
 	return bpf.Config{
 		Node4: self.Node4, Node6: self.Node6, Overlay4: self.Overlay4, Overlay6: self.Overlay6,
 		Snat4: self.SNAT4, Snat6: self.SNAT6, MasqueradeAll: c.MasqueradeAll, Loopback: slices.Contains(c.NodePortAddresses, "localhost"),
-		HostCookie: hostCookie, OverlayIfindex: uint32(self.OverlayIndex), OverlayMTU: uint32(self.MTU), VNI: self.VNI,
+		HostCookie: hostCookie, OverlayIfindex: uint32(self.OverlayIndex), OverlayMTU: uint32(self.MTU), VNI: self.VNI, OverlayPort: c.VXLANPort,
 		GatewayMAC: self.GatewayMAC, OverlayMAC: self.OverlayMAC, SocketLB: c.SocketLB, OuterV6: self.OuterV6,
 	}
 }

@@ -13,12 +13,13 @@ type Config struct {
 	HostCookie             uint64     // network namespace cookie of the node
 	OverlayIfindex         uint32     // the flow-based VXLAN device; 0: none
 	OverlayMTU             uint32     // largest inner packet from its IP header on, in bytes
+	OverlayPort            uint16     // UDP port of the overlay's outer packets
 	VNI                    uint32     // VXLAN network identifier, 24 bits
 	GatewayMAC             [6]byte    // host side of every pod's veth
 	OverlayMAC             [6]byte    // the VXLAN device
 	SocketLB               bool       // sock.c chooses backends at the system call
 	OuterV6                bool       // nodes talk over IPv6: the outer header is IPv6
-	MasqueradeAll          bool       // what a Service leads to a pod always gets the node's source
+	MasqueradeAll          bool       // what is sent to a ClusterIP always gets the node's source
 	Loopback               bool       // NodePorts answer on the node's loopback addresses
 	flowBuckets, flowSlots uint32     // follow from the pinned flow table
 }
@@ -30,6 +31,7 @@ func (c Config) layout() LayoutConfig {
 		OverlayIfindex: c.OverlayIfindex,
 		OverlayMtu:     c.OverlayMTU,
 		Vni:            c.VNI,
+		OverlayPort:    portOf(c.OverlayPort),
 		FlowBuckets:    c.flowBuckets,
 		FlowSlots:      c.flowSlots,
 		GatewayMac:     c.GatewayMAC,

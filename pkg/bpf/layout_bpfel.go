@@ -96,7 +96,8 @@ type LayoutConfig struct {
 	OuterV6        uint8
 	MasqueradeAll  uint8
 	Loopback       uint8
-	Pad            [4]uint8
+	OverlayPort    uint16
+	Pad            [2]uint8
 }
 
 type LayoutCounter uint32
@@ -167,11 +168,9 @@ const (
 	LayoutDropReasonDROP_SERVICE_SOURCE      LayoutDropReason = 40
 	LayoutDropReasonDROP_SERVICE_UNALLOCATED LayoutDropReason = 41
 	LayoutDropReasonDROP_NO_ROUTE            LayoutDropReason = 42
-	LayoutDropReasonDROP_BACKEND_GONE        LayoutDropReason = 43
-	LayoutDropReasonDROP_SOCK_SOURCE         LayoutDropReason = 44
-	LayoutDropReasonDROP_BIND                LayoutDropReason = 45
-	LayoutDropReasonDROP_ICMP_ERROR          LayoutDropReason = 46
-	LayoutDropReasonDROP_REASON_MAX          LayoutDropReason = 47
+	LayoutDropReasonDROP_SOCK_SOURCE         LayoutDropReason = 43
+	LayoutDropReasonDROP_BIND                LayoutDropReason = 44
+	LayoutDropReasonDROP_REASON_MAX          LayoutDropReason = 45
 )
 
 type LayoutEndpoint struct {

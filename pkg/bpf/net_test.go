@@ -185,6 +185,43 @@ func TestNodePortToOwnNode(t *testing.T) {
 	})
 }
 
+// A backend that is neither here nor a pod sees the node, under a port that the node's own sockets do not take, and answers to it.
+func TestNodePortToElsewhere(t *testing.T) {
+	eachNet(t, func(w *walk) {
+		backend := w.a.outside.Next()
+		w.service(packet.TCP, 0, netip.AddrPortFrom(backend, 6443))
+		w.external(FrontendNodePort, w.any(), nodePort, packet.TCP)
+		out := w.forwards("from_net", w.fromOutside(packet.TCP, w.a.node, nodePort))
+		if out.Dst != backend || out.DstPort != 6443 || out.Src != w.a.node || out.SrcPort < 61000 || out.SrcPort > 64999 {
+			w.Fatalf("%s, want it at %s from the node, port 61000 to 64999", out, backend)
+		}
+		reply := packet.Packet{Src: backend, Dst: out.Src, Proto: packet.TCP, SrcPort: 6443, DstPort: out.SrcPort, TCPFlags: packet.SYN | packet.ACK}
+		if back := w.forwards("from_net", reply); back.Src != w.a.node || back.SrcPort != nodePort || back.Dst != w.a.outside || back.DstPort != 50000 {
+			w.Errorf("reply: %s, want it from the NodePort to the client", back)
+		}
+	})
+}
+
+// --masquerade-all is for ClusterIPs.
+func TestMasqueradeAll(t *testing.T) {
+	for name, a := range families() {
+		t.Run(name, func(t *testing.T) {
+			w := newWalk(t, a, func(o *Options) {
+				o.Config.Snat4, o.Config.Snat6, o.Config.MasqueradeAll = snats[true], snats[false], true
+			})
+			w.must(w.o.NodeAddresses().Put(a.node, NodeAddressLocal|NodeAddressNodePort))
+			w.service(packet.UDP, 0, netip.AddrPortFrom(a.podB, 8080))
+			if out := w.sends("from_pod", w.fromA(packet.UDP, a.vip, 80), redirect); out.Dst != a.podB || out.Src != snats[a.podB.Is4()] {
+				w.Errorf("to the ClusterIP: %s, want it from %s", out, snats[a.podB.Is4()])
+			}
+			w.must(w.o.HostPorts().Put(HostPort{FrontendKey: FrontendKey{Addr: w.any(), Port: 8088, Protocol: packet.UDP}, Endpoint: 2, Incarnation: 6, To: 53}))
+			if out := w.sends("from_net", w.fromOutside(packet.UDP, a.node, 8088), redirect); out.Src != a.outside {
+				w.Errorf("to the host port: %s, want the client's address", out)
+			}
+		})
+	}
+}
+
 func TestLoadBalancerSourceRanges(t *testing.T) {
 	eachNet(t, func(w *walk) {
 		w.service(packet.TCP, 0, netip.AddrPortFrom(w.a.podB, 80))

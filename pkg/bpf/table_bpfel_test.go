@@ -56,7 +56,8 @@ type TableConfig struct {
 	OuterV6        uint8
 	MasqueradeAll  uint8
 	Loopback       uint8
-	Pad            [4]uint8
+	OverlayPort    uint16
+	Pad            [2]uint8
 }
 
 type TableCounter uint32
@@ -121,11 +122,9 @@ const (
 	TableDropReasonDROP_SERVICE_SOURCE      TableDropReason = 40
 	TableDropReasonDROP_SERVICE_UNALLOCATED TableDropReason = 41
 	TableDropReasonDROP_NO_ROUTE            TableDropReason = 42
-	TableDropReasonDROP_BACKEND_GONE        TableDropReason = 43
-	TableDropReasonDROP_SOCK_SOURCE         TableDropReason = 44
-	TableDropReasonDROP_BIND                TableDropReason = 45
-	TableDropReasonDROP_ICMP_ERROR          TableDropReason = 46
-	TableDropReasonDROP_REASON_MAX          TableDropReason = 47
+	TableDropReasonDROP_SOCK_SOURCE         TableDropReason = 43
+	TableDropReasonDROP_BIND                TableDropReason = 44
+	TableDropReasonDROP_REASON_MAX          TableDropReason = 45
 )
 
 type TableFlow struct {
@@ -193,7 +192,7 @@ type TableResult struct {
 	Ok      uint64
 	Wrong   uint64
 	Missed  uint64
-	Refused [47]uint64
+	Refused [45]uint64
 }
 
 type TableShape uint32
